@@ -42,9 +42,10 @@ class SourceExamples:
 class TokenizedDataset:
     """A sequence of examples: `order` names the source and the stored example of each, so a blend copies nothing."""
 
-    def __init__(self, sources: Sequence[SourceExamples], order: np.ndarray) -> None:
+    def __init__(self, sources: Sequence[SourceExamples], order: np.ndarray, *, has_single_labels: bool) -> None:
         """`order`: int64 [n, 2] of (source, example in the source)."""
         self.sources = tuple(sources)
+        self.has_single_labels = has_single_labels
         self._order = order
         digest = hashlib.sha256(np.ascontiguousarray(order, dtype="<i8").tobytes())
         for source in self.sources:
@@ -81,6 +82,10 @@ class TokenizedDataset:
             self._pick([source.examples.common_prefix_tokens() for source in self.sources]),
         )
 
+    def labels(self) -> np.ndarray:
+        """bool [n]: whether each example's first completion is preferred; for single labels, the label."""
+        return self._pick([source.examples.first_preferred() for source in self.sources])
+
     def _pick(self, by_source: list[np.ndarray]) -> np.ndarray:
         starts = np.concatenate([[0], np.cumsum([len(part) for part in by_source])])
         return np.concatenate(by_source)[starts[self._order[:, 0]] + self._order[:, 1]]
@@ -93,4 +98,15 @@ class TokenizedDataset:
             lines.append(f"{source.name}: {source.description}; {source.rows} rows, {used} examples used")
             lines += [f"{source.name}: {count} left out: {what}" for what, count in sorted(source.dropped.items())]
             lines += [f"{source.name}: {count} examples: {what}" for what, count in sorted(source.events.items())]
+        return [*lines, *self._describe_labels()] if self.has_single_labels else lines
+
+    def _describe_labels(self) -> list[str]:
+        preferred = int(self.labels().sum())
+        other = len(self) - preferred
+        lines = [f"labels: {preferred} preferred, {other} not"]
+        if not preferred or not other:
+            lines.append(
+                f"warning: no completion is labelled {'false' if preferred else 'true'}, so there is nothing to tell "
+                "apart; add some that are, or choose another loss (loss.name sft imitates those labelled true)"
+            )
         return lines

@@ -66,7 +66,7 @@ def load_dataset(
             )
         )
     order = blend_order([len(source.examples) for source in loaded], [source.weight for source in sources])
-    return TokenizedDataset(loaded, order)
+    return TokenizedDataset(loaded, order, has_single_labels=kind == "single")
 
 
 def source_names(sources: Sequence[Source]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -9,7 +10,7 @@ from typing import Any, TextIO
 import pyarrow
 import pyarrow.parquet
 
-from checkpoint_convert.errors import UserError
+from checkpoint_convert.errors import UserError, first_line
 
 Row = tuple[str, dict[str, Any]]  # ("row 3" or "line 3", counted from 1; columns)
 BATCH_ROWS = 1024
@@ -34,9 +35,9 @@ def read_rows(path: Path) -> Iterator[Row]:
 def _parquet(path: Path) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
-            yield from _batches(file.iter_batches(BATCH_ROWS))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a whole parquet file ({_first_line(error)}); write it again") from None
+            yield from _batches(file.iter_batches(BATCH_ROWS), path)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a whole parquet file ({first_line(error)}); write it again") from None
 
 
 def _arrow(path: Path) -> Iterator[Row]:
@@ -48,17 +49,36 @@ def _arrow(path: Path) -> Iterator[Row]:
             except pyarrow.ArrowInvalid:
                 source.seek(0)
                 batches = iter(pyarrow.ipc.open_stream(source))
-            yield from _batches(batches)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a whole Arrow file ({_first_line(error)}); write it again") from None
+            yield from _batches(batches, path)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a whole Arrow file ({first_line(error)}); write it again") from None
 
 
-def _batches(batches: Iterator[pyarrow.RecordBatch]) -> Iterator[Row]:
+def _batches(batches: Iterator[pyarrow.RecordBatch], path: Path) -> Iterator[Row]:
     number = 0
     for batch in batches:
+        _check_text(batch, number, path)
         for row in batch.to_pylist():
             number += 1
             yield f"row {number}", row
+
+
+def _check_text(batch: pyarrow.RecordBatch, rows_before: int, path: Path) -> None:
+    """Arrow does not look into a batch when it reads it: damage shows, or crashes, when values are asked for."""
+    try:
+        batch.validate(full=True)
+    except pyarrow.ArrowInvalid as error:
+        found = _NO_UTF8.fullmatch(str(error))
+        if found is None:
+            raise
+        first = rows_before + 1
+        # Of a string within a list or object, Arrow tells no row.
+        where = f"rows {first} to {rows_before + batch.num_rows}" if found["within"] else f"row {first + int(found[3])}"
+        column = batch.schema.names[int(found[1])]
+        raise UserError(f"{path}, {where}: `{column}` is not UTF-8 text; write the file again") from None
+
+
+_NO_UTF8 = re.compile(r"In column (\d+): Invalid: (?P<within>.*: )?Invalid UTF8 sequence at string index (\d+)")
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
@@ -101,7 +121,7 @@ def _parse(data: bytes, path: Path, where: str) -> Any:
         place = f"line {error.lineno}" if where == "the whole file" else where
         raise UserError(f"{path}, {place}: broken JSON ({error.msg}, column {error.colno})") from None
     except (RecursionError, ValueError) as error:
-        raise UserError(f"{path}, {where}: JSON that cannot be read ({_first_line(error)})") from None
+        raise UserError(f"{path}, {where}: JSON that cannot be read ({first_line(error)})") from None
 
 
 def _object(value: Any, path: Path, where: str) -> dict[str, Any]:
@@ -118,7 +138,7 @@ def _csv(path: Path) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from None
     except csv.Error as error:
-        raise UserError(f"{path}: broken CSV ({_first_line(error)})") from None
+        raise UserError(f"{path}: broken CSV ({first_line(error)})") from None
 
 
 def _csv_rows(file: TextIO, path: Path) -> Iterator[Row]:
@@ -127,10 +147,6 @@ def _csv_rows(file: TextIO, path: Path) -> Iterator[Row]:
         if None in row or None in row.values():
             raise UserError(f"{path}, row {number}: has another number of fields than the header")
         yield f"row {number}", row
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

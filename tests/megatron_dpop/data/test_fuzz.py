@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from checkpoint_convert.errors import UserError
 from megatron_dpop.commands.main import run
 from megatron_dpop.data.load import Source, load_dataset
+from megatron_dpop.data.read_rows import read_rows
 
 GOOD = {"prompt": "Q", "chosen": "a", "rejected": "b"}
 ROLE = {"role": "user", "content": "x"}
@@ -48,6 +51,55 @@ def test_broken_files(tmp_path: Path, sentencepiece_bare: Path, name: str) -> No
     assert line.startswith(str(path))
     assert "\n" not in line
     assert len(line) < 500
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_command_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(BROKEN[name][0])
+    assert run(["data", "inspect", str(path)]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith(f"megatron-dpop: error: {path}")
+    assert error.count("\n") == 1
+
+
+def write_table(path: Path, table: pyarrow.Table) -> bytes:
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=20)
+    else:
+        with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=20)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_text_that_is_no_utf8_is_named_with_its_row(tmp_path: Path, name: str) -> None:
+    texts = [b"fine", b"fine", b"caf\xe9 au lait", b"fine"]
+    values = pyarrow.array(texts * 10, pyarrow.binary()).view(pyarrow.string())
+    write_table(tmp_path / name, pyarrow.table({**dict.fromkeys(GOOD, ["x"] * 40), "chosen": values}))
+    with pytest.raises(UserError, match=rf"{name}, row 3: `chosen` is not UTF-8 text; write the file again"):
+        list(read_rows(tmp_path / name))
+    turns = pyarrow.ListArray.from_arrays(range(41), pyarrow.StructArray.from_arrays([values], ["content"]))
+    write_table(tmp_path / name, pyarrow.table({"messages": turns}))
+    with pytest.raises(UserError, match=rf"{name}, rows 1 to \d+: `messages` is not UTF-8 text"):
+        list(read_rows(tmp_path / name))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(suffix=st.sampled_from(["parquet", "arrow"]), data=st.data())
+def test_damaged_bytes_are_rows_or_one_line(suffix: str, data: st.DataObject, tmp_path: Path) -> None:
+    path, told = tmp_path / f"a.{suffix}", None
+    content = bytearray(write_table(path, pyarrow.table({name: [f"{name} {at}" for at in range(50)] for name in GOOD})))
+    places = st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255))
+    for place, byte in data.draw(st.lists(places, min_size=1, max_size=6)):
+        content[place] = byte
+    path.write_bytes(content[: data.draw(st.integers(1, len(content)))] if data.draw(st.booleans()) else content)
+    try:
+        list(read_rows(path))
+    except UserError as error:
+        told = str(error)
+    assert told is None or (told.startswith(str(path)) and told.isprintable())
 
 
 def test_huge_string_is_only_too_long(tmp_path: Path, sentencepiece_bare: Path) -> None:

@@ -189,6 +189,27 @@ def test_kinds(tmp_path: Path, llama: Path) -> None:
         load(labels, llama)
 
 
+def test_single_labels_are_counted_and_one_label_alone_is_warned_of(tmp_path: Path, llama: Path) -> None:
+    def labelled(name: str, labels: list[bool]) -> Path:
+        content = [{"prompt": f"Q{i}", "completion": f"a {i}", "label": label} for i, label in enumerate(labels)]
+        return write(tmp_path / name, content)
+
+    def described(*paths: Path) -> list[str]:
+        sources = [Source(path) for path in paths]
+        return load_dataset(sources, llama, max_tokens=64, kind="single", workers=1, progress=False).describe()
+
+    good, bad = labelled("good.jsonl", [True] * 3), labelled("bad.jsonl", [False] * 2)
+    mixed = described(labelled("mixed.jsonl", [True, False, True]))
+    assert mixed[-1] == "labels: 2 preferred, 1 not"
+    assert described(good)[-2:-1] == ["labels: 3 preferred, 0 not"]
+    assert described(good)[-1].startswith("warning: no completion is labelled false, so there is nothing to tell apart")
+    assert described(bad)[-1].startswith("warning: no completion is labelled true, ")
+    assert described(good, bad)[-1] == "labels: 3 preferred, 2 not"
+    pairs = write(tmp_path / "pairs.jsonl", rows(4))
+    assert described(pairs)[-1] == "labels: 4 preferred, 4 not"
+    assert not any("label" in line for line in load(pairs, llama).describe())
+
+
 def test_rated_rows_are_gathered_by_prompt(tmp_path: Path, llama: Path) -> None:
     content = [{"prompt": f"Q{i % 3}", "response": f"answer {i}", "rating": i} for i in range(9)]
     dataset = load(write(tmp_path / "a.jsonl", content), llama, chat_template="none")
