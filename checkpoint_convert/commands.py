@@ -10,6 +10,8 @@ from checkpoint_convert.errors import UserError
 _EXAMPLES = """examples:
   checkpoint-convert hf-to-megatron models/Qwen2.5-7B checkpoints/Qwen2.5-7B
   checkpoint-convert megatron-to-hf runs/dpop/checkpoints exported --dtype bf16
+  checkpoint-convert megatron-to-hf runs/lora/checkpoints merged
+  checkpoint-convert megatron-to-hf runs/lora/checkpoints adapter --adapter
   checkpoint-convert verify models/Qwen2.5-7B checkpoints/Qwen2.5-7B
 """
 
@@ -58,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--workers", type=_positive, help="files written at once (default: 2 to 4, by cores)")
         command.add_argument("--dry-run", action="store_true", help="print the plan; needs only config.json")
         command.add_argument("--quiet", action="store_true", help="no progress")
+    to_hf.add_argument("--base", type=Path, help="base model of LoRA adapters (default: what they were trained from)")
+    to_hf.add_argument("--adapter", action="store_true", help="LoRA adapters alone, as a PEFT folder, not merged")
     verify = commands.add_parser(
         "verify",
         help="compare two checkpoints of any kind",
@@ -99,11 +103,24 @@ def _megatron_to_hf(options: argparse.Namespace) -> int:
 
         print(describe(options.source, "huggingface", options.dtype))
         return 0
+    if options.adapter:
+        from checkpoint_convert.megatron_to_peft import megatron_to_peft
+
+        megatron_to_peft(
+            options.source,
+            options.target,
+            base=str(options.base) if options.base else None,
+            dtype=options.dtype,
+            workers=options.workers,
+            progress=not options.quiet,
+        )
+        return 0
     from checkpoint_convert.megatron_to_hf import megatron_to_hf
 
     megatron_to_hf(
         options.source,
         options.target,
+        base=options.base,
         dtype=options.dtype,
         workers=options.workers,
         progress=not options.quiet,

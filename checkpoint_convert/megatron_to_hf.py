@@ -13,11 +13,15 @@ from checkpoint_convert.conversion.plan import OutputFile, Piece, cut, group, ma
 from checkpoint_convert.conversion.run import default_workers
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.files import write_json
+from checkpoint_convert.hf_to_megatron import check_source, plan_megatron
 from checkpoint_convert.locate import assets_folder, checkpoint_kind, iteration_folder
+from checkpoint_convert.lora import adapter_config_file, holds_adapters, open_adapters, read_lora
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron, to_megatron
+from checkpoint_convert.tensors.huggingface import HuggingFaceSource
+from checkpoint_convert.tensors.renamed import Renamed
 from checkpoint_convert.tensors.safetensors_file import safetensors_header
-from checkpoint_convert.tensors.source import FileState, TensorInfo
+from checkpoint_convert.tensors.source import FileState, Source, TensorInfo
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
 from checkpoint_convert.tensors.unpadded import Unpadded
 
@@ -28,32 +32,36 @@ def megatron_to_hf(
     source: Path,
     target: Path,
     *,
+    base: Path | None = None,
     dtype: str | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> None:
     """
     Writes safetensors (with an index where they are several), config.json, generation config and tokenizer files.
-    `source` is a checkpoint folder with its tracker file, or one iteration's folder. `dtype` is "fp32", "bf16",
-    "fp16", or None to keep each tensor's. Run again after an interruption, it continues. Raises UserError.
+    `source` is a checkpoint folder with its tracker file, or one iteration's folder. One of LoRA training is merged
+    into `base` (None: the model that it was trained from). `dtype` is "fp32", "bf16", "fp16", or None to keep each
+    tensor's. Run again after an interruption, it continues. Raises UserError.
     """
     source, target = Path(source), Path(target)
     if checkpoint_kind(source) != "megatron":
         raise UserError(f"{source}: is a Hugging Face folder; megatron-to-hf wants a Megatron checkpoint")
     folder, assets = iteration_folder(source), assets_folder(source)
     architecture = read_architecture(assets)
-    tensors = open_megatron(folder, architecture)
+    # A dtype to convert to is rounded to from the merged weights in fp32: once.
+    tensors = open_megatron(folder, architecture, base=base, adapted_dtype="fp32" if dtype else None)
+    options = "".join(f" --{name} {value}" for name, value in (("base", base), ("dtype", dtype)) if value)
     try:
         files = plan_huggingface(architecture, tensors.tensors, dtype)
         states = [FileState.of(path) for path in (assets / "config.json", *tensors.files())]
         conversion = Conversion(
-            command=f"checkpoint-convert megatron-to-hf {source} {target}" + (f" --dtype {dtype}" if dtype else ""),
+            command=f"checkpoint-convert megatron-to-hf {source} {target}{options}",
             source=tensors,
             states=states,
             target=target,
             files=files,
-            begin=_write_header,
-            write_piece=_write_piece,
+            begin=write_header,
+            write_piece=write_piece,
             finish=lambda journal: _finish(assets, target, files),
         )
         convert(conversion, workers=workers or default_workers(), progress=progress)
@@ -61,17 +69,62 @@ def megatron_to_hf(
         tensors.close()
 
 
-def open_megatron(folder: Path, a: Architecture) -> Unpadded:
-    """The model's tensors in a torch_dist folder, at their true sizes. Raises UserError unless they are all there."""
-    expected = to_megatron(RULES[a.family], a)
+def open_megatron(
+    folder: Path, a: Architecture, *, base: Path | None = None, adapted_dtype: str | None = None
+) -> Source:
+    """
+    The model's tensors in a torch_dist folder, at their true sizes. Where the folder holds LoRA adapters, they are
+    those of `base` (None: of the model that was trained from) with the adapters added, in `adapted_dtype` (None: as
+    the base stores them). Raises UserError unless all tensors are there.
+    """
     source = TorchDistSource(folder)
     try:
+        if holds_adapters(source):
+            return _merge(folder, source, a, base, adapted_dtype)
+        if base is not None:
+            raise UserError(f"{folder}: holds whole weights and no LoRA adapters; leave --base out")
+        expected = to_megatron(RULES[a.family], a)
         unpadded = Unpadded(source, expected)
         check_all_used(folder, unpadded.tensors, expected, may_be_left=lambda name: False)
     except BaseException:
         source.close()
         raise
     return unpadded
+
+
+def _merge(
+    folder: Path, source: TorchDistSource, a: Architecture, base: Path | None, adapted_dtype: str | None
+) -> Source:
+    from checkpoint_convert.tensors.merged import Merged  # computes: imports PyTorch
+
+    lora = read_lora(folder, source)
+    adapters = open_adapters(folder, source, a, lora)
+    base = Path(lora.base) if base is None else base
+    if not base.is_dir():
+        raise UserError(f"{folder}: the base model {base} of these LoRA adapters is not here; name it with --base")
+    if read_architecture(assets_folder(base)) != a:
+        raise UserError(f"{base}: is another architecture than that of the LoRA adapters in {folder}; name their base")
+    return Merged(
+        _open_base(base, a),
+        adapters,
+        scale=lora.scale,
+        scale_file=adapter_config_file(folder),
+        adapted_dtype=adapted_dtype,
+    )
+
+
+def _open_base(base: Path, a: Architecture) -> Source:
+    """A checkpoint of either kind under Megatron's names."""
+    if checkpoint_kind(base) == "megatron":
+        return open_megatron(iteration_folder(base), a)
+    source = HuggingFaceSource(base)
+    try:
+        check_source(base, source, a)
+        plan_megatron(a, source.tensors, None)  # refuses dtypes that differ within one of Megatron's tensors
+        return Renamed(source, to_megatron(RULES[a.family], a))
+    except BaseException:
+        source.close()
+        raise
 
 
 def plan_huggingface(a: Architecture, tensors: dict[str, TensorInfo], dtype: str | None) -> list[OutputFile]:
@@ -87,7 +140,8 @@ def plan_huggingface(a: Architecture, tensors: dict[str, TensorInfo], dtype: str
     ]
 
 
-def _write_header(stream: BinaryIO, file: OutputFile) -> None:
+def write_header(stream: BinaryIO, file: OutputFile) -> None:
+    """Begins a safetensors file."""
     stream.write(safetensors_header(_tensors_of(file)))
 
 
@@ -100,7 +154,7 @@ def _tensors_of(file: OutputFile) -> list[tuple[str, tuple[int, ...], str]]:
     return [(name, (rows[name], *piece.shape[1:]), piece.dtype) for name, piece in last.items()]
 
 
-def _write_piece(stream: BinaryIO, piece: Piece, data: memoryview) -> int:
+def write_piece(stream: BinaryIO, piece: Piece, data: memoryview) -> int:
     stream.write(data)
     return zlib.crc32(data)
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from checkpoint_convert.architectures.read import read_architecture
+from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import check_source, plan_megatron
 from checkpoint_convert.locate import checkpoint_kind, iteration_folder
+from checkpoint_convert.lora import holds_adapters
 from checkpoint_convert.megatron_to_hf import open_megatron
 from checkpoint_convert.tensors.huggingface import HuggingFaceSource
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
@@ -13,7 +15,7 @@ from checkpoint_convert.tensors.torch_dist import TorchDistSource
 def check_weights(folder: Path) -> None:
     """
     Raises UserError where a Hugging Face or Megatron checkpoint lacks a tensor or a file, or holds one that is
-    truncated or has another shape than its config.json says.
+    truncated or has another shape than its config.json says, or where it holds LoRA adapters alone.
     """
     if checkpoint_kind(folder) == "huggingface":
         _check_huggingface(folder)
@@ -35,6 +37,11 @@ def _check_megatron(folder: Path) -> None:
     iteration = iteration_folder(folder)
     files = TorchDistSource(iteration)
     try:
+        if holds_adapters(files):
+            raise UserError(
+                f"{folder}: holds LoRA adapters alone; name the hf/ folder of their run, or merge them into one with "
+                "checkpoint-convert megatron-to-hf"
+            )
         files.check_files()
     finally:
         files.close()

@@ -143,15 +143,10 @@ class _Whole:
 def _convert(raw: memoryview, dtype: str, out: memoryview, to: str, name: str) -> None:
     import torch  # only where a dtype changes: importing it takes longer than converting a small model
 
-    from checkpoint_convert.tensors.torch_dtypes import TORCH
+    from checkpoint_convert.tensors.torch_dtypes import TORCH, write_elements
 
-    if not len(raw):
-        return
-    values = torch.frombuffer(raw, dtype=TORCH[dtype])
-    target = torch.frombuffer(out, dtype=TORCH[to])
-    target.copy_(values)
-    if to == "fp16" and bool((torch.isinf(target) & torch.isfinite(values)).any()):
-        raise UserError(f"{name}: holds values beyond the range of fp16; choose --dtype bf16 or fp32")
+    if len(raw):
+        write_elements(torch.frombuffer(raw, dtype=TORCH[dtype]), out, to, name)
 
 
 def _as_user_error(error: BaseException, folder: Path, written: int, total: int) -> BaseException:

@@ -11,16 +11,16 @@ from checkpoint_convert.tensors.source import TensorInfo
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
 
 VOCABULARY_ROWS = ("embedding.word_embeddings.weight", "output_layer.weight")
-HEAD_ROWS = re.compile(r"decoder\.layers\.\d+\.self_attention\.linear_qkv\.(weight|bias)")
-HEAD_COLUMNS = re.compile(r"decoder\.layers\.\d+\.self_attention\.linear_proj\.weight")
+HEAD_ROWS = re.compile(r"decoder\.layers\.\d+\.self_attention\.linear_qkv(\.weight|\.bias|_adapter\.lora_B)")
+HEAD_COLUMNS = re.compile(r"decoder\.layers\.\d+\.self_attention\.linear_proj(\.weight|_adapter\.lora_A)")
 STRETCH_ROWS = 256
 
 
 class Unpadded:
     """
     `source` with the shapes of `expected`. Vocabulary rows beyond the true ones are dropped: no token reaches them.
-    Added heads (rows at the end of linear_qkv, columns at the end of linear_proj) must be exactly zero, else
-    UserError: dropping them would change the model.
+    Added heads (rows at the end of linear_qkv, columns at the end of linear_proj, and where their adapters have the
+    same) must be exactly zero, else UserError: dropping them would change the model.
     """
 
     def __init__(self, source: TorchDistSource, expected: list[TensorRecipe]) -> None:

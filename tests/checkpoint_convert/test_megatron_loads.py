@@ -24,18 +24,18 @@ def megatron_logits(folders: list[str], tensor: int, pipeline: int, tokens: list
     from megatron_dpop.config.layout import ModelLayout
     from megatron_dpop.models.build import build_model, transformer_config
     from megatron_dpop.models.layout import RowLayout
+    from megatron_dpop.rows.context import attention_plan
 
     parallel_state.initialize_model_parallel(tensor, pipeline)
     tensor_parallel.model_parallel_cuda_manual_seed(1)
     groups = ProcessGroupCollection.use_mpu_process_groups()
-    first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
     row = torch.tensor(tokens)
-    layout = RowLayout(positions=torch.arange(len(row)), trees=((len(row),),))
+    layout = RowLayout(positions=torch.arange(len(row)), attention=attention_plan(((len(row),),), len(row)))
     found = []
     for folder in map(Path, folders):
         a = read_architecture(folder)
         config = transformer_config(a, ModelLayout(tensor, pipeline), params_dtype=torch.float32)
-        model = build_model(a, config, groups, transformer_engine=False, pre_process=first, post_process=last)
+        (model,) = build_model(a, config, groups, transformer_engine=False)
         state, missing, unexpected = dist_checkpointing.load(
             {"model": model.sharded_state_dict()}, str(iteration_folder(folder)), strict="return_all"
         )
@@ -43,12 +43,12 @@ def megatron_logits(folders: list[str], tensor: int, pipeline: int, tokens: list
         assert all("_extra_state" in key for key in missing), missing
         model.load_state_dict(state["model"])
         with torch.no_grad():
-            if not first:
+            if not parallel_state.is_pipeline_first_stage():
                 hidden = torch.empty(len(row), 1, a.hidden_size)
                 dist.recv(hidden, parallel_state.get_pipeline_model_parallel_prev_rank())
                 model.set_input_tensor(hidden)
             output = model(row[None], layout.positions[None], None, packed_seq_params=layout)
-            if not last:
+            if not parallel_state.is_pipeline_last_stage():
                 dist.send(output.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
                 continue
             shards = [torch.empty_like(output) for _ in range(tensor)]

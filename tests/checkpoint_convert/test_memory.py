@@ -1,20 +1,27 @@
 """Private memory does not follow the size of a tensor: one of a gigabyte takes what its pieces take."""
 
 import json
+import math
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from checkpoint_convert.architectures import read_architecture
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron
 from checkpoint_convert.tensors.safetensors_file import safetensors_header
+from tests.checkpoint_convert.adapters import ALPHA, RANK, save_adapters
 from tests.checkpoint_convert.architectures.test_read import LLAMA
 
 VOCABULARY, HIDDEN = 500_000, 1024  # 1.02 GB of embedding in bf16
+LIMIT = 500 << 20
+PYTORCH = 300 << 20  # what importing it takes
 
 
 def private_bytes(pid: int) -> int:
@@ -38,18 +45,40 @@ def peak_of(*arguments: str) -> int:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_a_tensor_larger_than_the_memory_allowed(tmp_path: Path) -> None:
     source = tmp_path / "hf"
-    source.mkdir()
     sizes = {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": 1024, "num_hidden_layers": 2}
-    config = LLAMA | sizes | {"num_attention_heads": 8, "tie_word_embeddings": True, "torch_dtype": "bfloat16"}
-    (source / "config.json").write_text(json.dumps(config))
-    a = read_architecture(source)
+    assert write_zeros(source, **sizes, num_attention_heads=8) > 2 * LIMIT
+    assert peak_of("hf-to-megatron", str(source), str(tmp_path / "megatron")) < LIMIT
+    assert peak_of("megatron-to-hf", str(tmp_path / "megatron"), str(tmp_path / "back")) < LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_merging_adapters_into_a_larger_tensor(tmp_path: Path) -> None:
+    source = tmp_path / "hf"
+    sizes = {"vocab_size": 1000, "hidden_size": 4096, "intermediate_size": 65_536, "num_hidden_layers": 1}
+    assert write_zeros(source, **sizes, num_attention_heads=32) > 2 * LIMIT
+    [lora] = save_adapters([source], torch.bfloat16)
+    assert peak_of("megatron-to-hf", str(lora), str(tmp_path / "merged")) < LIMIT + PYTORCH
+    peak_of("megatron-to-hf", str(lora), str(tmp_path / "adapter"), "--adapter")
+    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    shards = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())["weight_map"]
+    with safe_open(tmp_path / "merged" / shards[name], "pt") as file:
+        rows = file.get_slice(name)[-3:].double()
+    a, b = (adapter[f"base_model.model.{name.removesuffix('.weight')}.lora_{part}.weight"].double() for part in "AB")
+    torch.testing.assert_close(rows, ALPHA / RANK * b[-3:] @ a, rtol=2.0**-8, atol=1e-6)
+
+
+def write_zeros(folder: Path, **sizes: int) -> int:
+    """A Llama of these sizes in bf16, all zeros, in a file that takes no disk; returns its bytes."""
+    folder.mkdir()
+    config = LLAMA | sizes | {"tie_word_embeddings": True, "torch_dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config))
+    a = read_architecture(folder)
     recipes = from_megatron(RULES[a.family], a)
     header = safetensors_header((recipe.name, recipe.shape, "bf16") for recipe in recipes)
-    with open(source / "model.safetensors", "wb") as stream:  # sparse: zeros that take no disk
+    num_bytes = 2 * sum(math.prod(recipe.shape) for recipe in recipes)
+    with open(folder / "model.safetensors", "wb") as stream:
         stream.write(header)
-        elements = sum(recipe.shape[0] * (recipe.shape[1] if len(recipe.shape) > 1 else 1) for recipe in recipes)
-        stream.truncate(len(header) + 2 * elements)
-    limit = 500 << 20
-    assert 2 * elements > 2 * limit
-    assert peak_of("hf-to-megatron", str(source), str(tmp_path / "megatron")) < limit
-    assert peak_of("megatron-to-hf", str(tmp_path / "megatron"), str(tmp_path / "back")) < limit
+        stream.truncate(len(header) + num_bytes)
+    return num_bytes

@@ -29,13 +29,11 @@ def load_and_save(source: str, target: str, tensor: int, pipeline: int, pad_head
     parallel_state.initialize_model_parallel(tensor, pipeline)
     tensor_parallel.model_parallel_cuda_manual_seed(1)
     a = read_architecture(Path(source))
-    model = build_model(
+    (model,) = build_model(
         a,
         transformer_config(a, ModelLayout(tensor, pipeline, pad_heads=pad_heads), params_dtype=torch.float32),
         ProcessGroupCollection.use_mpu_process_groups(),
         transformer_engine=False,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
     )
     state = model.sharded_state_dict()
     for key, value in state.items():
