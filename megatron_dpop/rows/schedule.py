@@ -12,7 +12,6 @@ import numpy as np
 
 from megatron_dpop.rows.packing import pack, step_row_tokens
 from megatron_dpop.rows.row import Ints
-from megatron_dpop.rows.shapes import ExampleShapes
 
 
 @lru_cache(maxsize=2)
@@ -30,30 +29,41 @@ def step_examples(*, seed: int, step: int, batch: int, examples: int) -> list[in
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The rows of one step: each holds dataset indices, and is `row_tokens` long; the costliest rows first."""
+    """The rows of one step, each `row_tokens` long: dataset indices, by data-parallel rank, equally many rows each."""
 
-    rows: tuple[tuple[int, ...], ...]
+    by_rank: tuple[tuple[tuple[int, ...], ...], ...]
     row_tokens: int
 
-    def of_rank(self, rank: int, ranks: int) -> tuple[tuple[int, ...], ...]:
-        """The rows of one data-parallel rank; each rank has equally many.
-
-        Rows are dealt costliest first, back and forth, so that no rank has the costlier one of every round.
-        """
-        rounds = [self.rows[first : first + ranks] for first in range(0, len(self.rows), ranks)]
-        return tuple(dealt[::-1][rank] if at % 2 else dealt[rank] for at, dealt in enumerate(rounds))
+    @property
+    def rows(self) -> tuple[tuple[int, ...], ...]:
+        """Those of all ranks, one rank after the other."""
+        return tuple(row for rows in self.by_rank for row in rows)
 
 
 def plan_rows(
-    indices: Sequence[int], shapes: ExampleShapes, *, capacity_tokens: int, multiple: int, data_parallel: int
+    indices: Sequence[int],
+    tokens: Ints,
+    flops: Ints,
+    *,
+    capacity_tokens: int,
+    multiple: int,
+    data_parallel: int,
+    rows_multiple: int = 1,
 ) -> StepPlan:
-    """Packs these examples, of a dataset with these shapes, into as many rows for each of `data_parallel` ranks."""
+    """Packs these examples into as many rows for each of `data_parallel` ranks.
+
+    tokens and flops int64 [examples of the dataset]: what each takes in a row, and costs. Rows end on a multiple of
+    `multiple` tokens; a rank's number of rows is a multiple of `rows_multiple`, as an interleaved pipeline asks.
+    """
     taken = np.asarray(indices, dtype=np.int64)
-    tokens = shapes.row_tokens[taken]
-    sizes = np.stack((tokens, shapes.attended[taken], shapes.scores[taken]), axis=1)
-    packed = pack(sizes, capacity_tokens=capacity_tokens, rows_multiple=data_parallel)
-    used = [int(tokens[row].sum()) for row in packed]
-    return StepPlan(
-        rows=tuple(tuple(indices[at] for at in row) for row in packed),
-        row_tokens=step_row_tokens(used, capacity_tokens=capacity_tokens, multiple=multiple),
+    packed = pack(
+        tokens[taken],
+        flops[taken],
+        capacity_tokens=capacity_tokens,
+        multiple=multiple,
+        ranks=data_parallel,
+        rows_multiple=rows_multiple,
     )
+    by_rank = tuple(tuple(tuple(indices[at] for at in row) for row in rows) for rows in packed)
+    used = [int(tokens[list(row)].sum()) for rows in by_rank for row in rows]
+    return StepPlan(by_rank, step_row_tokens(used, capacity_tokens=capacity_tokens, multiple=multiple))
