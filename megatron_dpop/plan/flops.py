@@ -1,0 +1,70 @@
+"""FLOPs of rows, as formulas: two per multiply-add, matrix products only (PaLM, Chowdhery et al. 2022, appendix B)."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checkpoint_convert.architectures import Architecture
+from checkpoint_convert.rules.adapters import adapter_tensors
+from checkpoint_convert.rules.families import RULES
+from megatron_dpop.config.schema import LoraConfig
+from megatron_dpop.plan.workload import ExampleCost
+
+# Forward once, backward twice: the gradient of the input and the gradient of the weight.
+TRAINING_FACTOR = 3
+# A frozen weight has no gradient of its own.
+FROZEN_FACTOR = 2
+
+
+def layer_parameters(architecture: Architecture) -> int:
+    """Entries of one layer's weight matrices."""
+    heads = architecture.num_attention_heads + 2 * architecture.num_key_value_heads
+    attention = architecture.hidden_size * architecture.head_dim * (heads + architecture.num_attention_heads)
+    return attention + 3 * architecture.hidden_size * architecture.ffn_hidden_size
+
+
+def forward_flops[Count: (int, float, NDArray[np.int64])](
+    architecture: Architecture, *, tokens: Count, scores: Count, attended: Count
+) -> Count:
+    """FLOPs of one forward pass, or of each of many: two per multiply-add, matrix products only.
+
+    tokens pass through every layer, `attended` (query, key) pairs through every layer's attention (scores and values:
+    2 * 2 * heads * head_dim each), and `scores` positions through the output layer. Padding counts nothing.
+    """
+    linear = 2 * tokens * architecture.num_layers * layer_parameters(architecture)
+    attention = 4 * attended * architecture.num_layers * architecture.num_attention_heads * architecture.head_dim
+    output = 2 * scores * architecture.hidden_size * architecture.vocab_size
+    return linear + attention + output
+
+
+def training_flops(
+    architecture: Architecture, lora: LoraConfig | None, *, tokens: float, scores: float, attended: float
+) -> float:
+    """FLOPs of a forward and a backward pass, counted as `forward_flops` counts; recomputation counts nothing.
+
+    With LoRA the weights are frozen, and the adapters' own products are added. Attention has no weights.
+    """
+    forward = forward_flops(architecture, tokens=tokens, scores=scores, attended=attended)
+    if lora is None:
+        return TRAINING_FACTOR * forward
+    attention = forward_flops(architecture, tokens=0.0, scores=0.0, attended=attended)
+    adapters = 2 * tokens * adapter_parameters(architecture, lora)
+    return FROZEN_FACTOR * (forward - attention) + TRAINING_FACTOR * (attention + adapters)
+
+
+def adapter_parameters(architecture: Architecture, lora: LoraConfig) -> int:
+    """Entries of all adapters: what LoRA trains."""
+    one_layer = replace(architecture, num_layers=1)
+    shapes = adapter_tensors(RULES[architecture.family], one_layer, frozenset(lora.targets), lora.rank)
+    return architecture.num_layers * sum(rows * columns for rows, columns in shapes.values())
+
+
+def example_flops(architecture: Architecture, cost: ExampleCost) -> float:
+    """FLOPs of the forward pass over one mean example, which is all that the reference needs."""
+    return forward_flops(architecture, tokens=cost.tokens, scores=cost.scores, attended=cost.attended)
+
+
+def example_training_flops(architecture: Architecture, lora: LoraConfig | None, cost: ExampleCost) -> float:
+    """FLOPs of a forward and a backward pass over one mean example."""
+    return training_flops(architecture, lora, tokens=cost.tokens, scores=cost.scores, attended=cost.attended)

@@ -1,0 +1,83 @@
+"""Devices and networks as their makers state them, and what share of that a training step is assumed to reach."""
+
+from dataclasses import dataclass, replace
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device, in nodes of `node_devices` joined by NVLink, nodes joined by a network with one port a device.
+
+    Rates are per second, bandwidths in bytes and one direction. FLOPs are of dense products, bf16 operands.
+    """
+
+    name: str
+    memory_bytes: int  # what CUDA reports as the device's total
+    bf16_flops: float
+    fp8_flops: float | None  # None: no FP8 units
+    memory_bandwidth: float
+    node_bandwidth: float  # NVLink
+    network_bandwidth: float  # InfiniBand or RoCE
+    host_bandwidth: float  # PCIe
+    node_devices: int = 8
+
+
+# NVIDIA's data sheets (SXM boards; their FLOPs with sparsity halved, NVLink's two directions halved) and the
+# networks of NVIDIA's DGX machines: 400 Gb/s a device for H100 and H200, 200 Gb/s for A100.
+DEVICES = {
+    "h100": Hardware(
+        name="H100-80GB",
+        memory_bytes=int(79.1 * GIB),
+        bf16_flops=989e12,
+        fp8_flops=1979e12,
+        memory_bandwidth=3.35e12,
+        node_bandwidth=450e9,
+        network_bandwidth=50e9,
+        host_bandwidth=64e9,
+    ),
+    "h200": Hardware(
+        name="H200",
+        memory_bytes=int(139.8 * GIB),
+        bf16_flops=989e12,
+        fp8_flops=1979e12,
+        memory_bandwidth=4.8e12,
+        node_bandwidth=450e9,
+        network_bandwidth=50e9,
+        host_bandwidth=64e9,
+    ),
+    "a100": Hardware(
+        name="A100-80GB",
+        memory_bytes=int(79.2 * GIB),
+        bf16_flops=312e12,
+        fp8_flops=None,
+        memory_bandwidth=2.04e12,
+        node_bandwidth=300e9,
+        network_bandwidth=25e9,
+        host_bandwidth=32e9,
+    ),
+}
+
+
+def device_like(name: str, memory_bytes: int) -> Hardware:
+    """The stated device whose model is in CUDA's name for it, or H100's rates, with the memory that it really has."""
+    known = next((device for key, device in DEVICES.items() if key.upper() in name.upper()), DEVICES["h100"])
+    return replace(known, name=name, memory_bytes=memory_bytes)
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """Shares of the stated rates that a step reaches, and memory that no formula covers. Assumed, not measured."""
+
+    linear: float = 0.65  # products of activations and weights
+    attention: float = 0.40
+    fp8_linear: float = 0.50  # quantisation included
+    memory: float = 0.80  # element-wise work and the optimizer
+    collectives: float = 0.80
+    context_bytes: int = int(1.5 * GIB)  # CUDA context, kernels, libraries' workspaces
+    communicator_bytes: int = GIB // 4  # NCCL's buffers, per group of several ranks that a device is in
+    fragmentation: float = 0.05  # of activations and temporaries: what the caching allocator cannot reuse
+    spare: float = 0.03  # of a device's memory, left free by what is recommended
+
+
+ASSUMPTIONS = Assumptions()

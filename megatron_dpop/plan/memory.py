@@ -1,0 +1,160 @@
+"""Bytes that a device holds at its peak, by part, for each pipeline stage."""
+
+from dataclasses import dataclass
+
+from checkpoint_convert.architectures import Architecture
+from megatron_dpop.plan.activations import (
+    FP32,
+    Kernels,
+    backward_bytes,
+    layer_activations,
+    logprob_bytes,
+    score_bytes,
+)
+from megatron_dpop.plan.choice import BYTES, LayoutChoice
+from megatron_dpop.plan.hardware import Assumptions
+from megatron_dpop.plan.parameters import Parameters, stage_parameters
+from megatron_dpop.plan.workload import Row, Workload
+
+# A linear layer's weight is multiplied in both directions, and Hopper's FP8 products read only one: two copies.
+FP8_COPIES = 2
+
+
+def optimizer_bytes(choice: LayoutChoice) -> int:
+    """Of a trained entry: AdamW's two moments, and beside bf16 weights an fp32 copy (Megatron-Core's optimizers)."""
+    return 2 * BYTES[choice.optimizer_state] + (FP32 if choice.params == "bf16" else 0)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device. Log-probabilities and the layers' backward passes come one after the other."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float  # kept from forward to backward, of all rows in flight
+    logprob_chunk: float
+    backward: float  # one layer's recomputed activations and gradients
+    buffers: float  # allowance: CUDA context, libraries' workspaces, NCCL, fragmentation
+    host: float = 0.0  # of the host's memory, for this device
+
+    @property
+    def total(self) -> float:
+        return sum(self.held().values())
+
+    def held(self) -> dict[str, float]:
+        """What adds up to the total, by part."""
+        return {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "activations": self.activations,
+            "working memory": max(self.logprob_chunk, self.backward),
+            "buffers": self.buffers,
+        }
+
+
+def device_memory(
+    architecture: Architecture,
+    workload: Workload,
+    choice: LayoutChoice,
+    kernels: Kernels,
+    assumptions: Assumptions | None,
+) -> Memory:
+    """Of the fullest pipeline stage. Without `assumptions`, what tensors alone take."""
+    # Stages between hold what the second does, or less.
+    stages = sorted({0, min(1, choice.pipeline - 1), choice.pipeline - 1})
+    every = [stage_memory(architecture, workload, choice, kernels, assumptions, stage) for stage in stages]
+    return max(every, key=lambda memory: memory.total)
+
+
+def stage_memory(
+    architecture: Architecture,
+    workload: Workload,
+    choice: LayoutChoice,
+    kernels: Kernels,
+    assumptions: Assumptions | None,
+    stage: int,
+) -> Memory:
+    """Of every device of one pipeline stage."""
+    parameters = stage_parameters(architecture, choice, stage)
+    row = workload.row(choice)
+    trainable = parameters.trainable(choice.lora)
+    shards = choice.data_shards if choice.distributed_optimizer else 1
+    optimizer = optimizer_bytes(choice) * trainable / shards
+    activations = _activations(architecture, workload, choice, kernels, stage)
+    is_last = stage == choice.pipeline - 1
+    layer = layer_activations(architecture, choice, row, kernels)
+    backward = layer.recomputed(choice.recompute) + backward_bytes(architecture, choice, row, kernels)
+    logprob = logprob_bytes(architecture, choice, row, kernels) if is_last else 0.0
+    buffers = _gather_buffer(architecture, choice, row, kernels)
+    if assumptions is not None:
+        buffers += assumptions.context_bytes + _groups(choice) * assumptions.communicator_bytes
+        buffers += assumptions.fragmentation * (activations + max(backward, logprob))
+    return Memory(
+        weights=weight_bytes(parameters, choice),
+        gradients=FP32 * trainable,  # `grad_reduce_in_fp32`: one fp32 buffer, never split
+        optimizer=0.0 if choice.offload_optimizer else optimizer,
+        activations=activations,
+        logprob_chunk=logprob,
+        backward=backward,
+        buffers=buffers,
+        # The host also holds the gradients that it updates with.
+        host=optimizer + FP32 * trainable / shards if choice.offload_optimizer else 0.0,
+    )
+
+
+def weight_bytes(parameters: Parameters, choice: LayoutChoice) -> float:
+    """With FP8, linear layers also keep both FP8 forms of their weights between micro-batches, or keep them alone."""
+    linear = choice.bytes if not choice.fp8_params else 0
+    linear += FP8_COPIES if choice.fp8 else 0
+    return linear * parameters.linear + choice.bytes * (parameters.output + parameters.other + parameters.adapters)
+
+
+def in_flight(choice: LayoutChoice, rows: int, stage: int) -> int:
+    """Most (row, model chunk) pairs whose activations a stage holds at once.
+
+    1F1B (Narayanan et al. 2021): as many rows as there are stages from this one on. Interleaved, as Megatron-Core
+    0.19's `get_pp_rank_microbatches` warms up: two chunks a later stage, and a round of stages for each chunk but one.
+    """
+    later = choice.pipeline - 1 - stage
+    if choice.virtual_pipeline is None:
+        return min(later + 1, rows)
+    return min(2 * later + (choice.chunks - 1) * choice.pipeline + 1, rows * choice.chunks)
+
+
+def _activations(
+    architecture: Architecture, workload: Workload, choice: LayoutChoice, kernels: Kernels, stage: int
+) -> float:
+    rows = workload.rows(choice)
+    row = workload.row(choice)
+    chunks = in_flight(choice, rows, stage)
+    layers = choice.stage_layers(architecture.num_layers)[stage] / choice.chunks
+    kept = layers * layer_activations(architecture, choice, row, kernels).kept(choice.recompute)
+    hidden = row.tokens / choice.context * architecture.hidden_size / choice.sequence_shards
+    is_first, is_last = stage == 0, stage == choice.pipeline - 1
+    # Boundary tensors stay in the schedule's lists (`deallocate_pipeline_outputs` is off); where the norm or the
+    # recomputation keeps the layer's input anyway, it is that very tensor.
+    if not is_last or choice.chunks > 1:
+        kept += hidden * choice.bytes
+    if (not is_first or choice.chunks > 1) and not kernels.fused_norm and choice.recompute != "full":
+        kept += hidden * choice.bytes
+    angles = row.tokens / choice.context * architecture.head_dim * FP32
+    total = chunks * (kept + angles)
+    if is_last:
+        norm = hidden * (choice.bytes if kernels.fused_norm else 2 * FP32)
+        total += norm + score_bytes(architecture, choice, row)
+    return total
+
+
+def _gather_buffer(architecture: Architecture, choice: LayoutChoice, row: Row, kernels: Kernels) -> float:
+    """Megatron-Core's own linear layers gather sequence-parallel inputs into one buffer that stays."""
+    if kernels.fused_norm or not choice.sequence or choice.tensor == 1:
+        return 0.0
+    return row.tokens / choice.context * architecture.hidden_size * choice.bytes
+
+
+def _groups(choice: LayoutChoice) -> int:
+    """Groups of several ranks that a device is in."""
+    sizes = (choice.tensor, choice.pipeline, choice.context, choice.data_shards)
+    return sum(size > 1 for size in sizes)

@@ -1,0 +1,69 @@
+"""Entries of weights that a device holds, exactly. The tensor-parallel ranks of a stage hold equally many."""
+
+from dataclasses import dataclass
+
+from checkpoint_convert.architectures import Architecture
+from megatron_dpop.config.layout import padded_vocabulary
+from megatron_dpop.config.schema import LoraConfig
+from megatron_dpop.plan.choice import LayoutChoice, Widths
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Of one device."""
+
+    linear: int  # matrices of the transformer's linear layers: what FP8 applies to
+    output: int  # the output layer, where it is not the embedding itself
+    other: int  # embedding, norms, biases
+    adapters: int = 0
+
+    @property
+    def base(self) -> int:
+        """Entries of the model, without adapters."""
+        return self.linear + self.output + self.other
+
+    def trainable(self, lora: LoraConfig | None) -> int:
+        return self.base if lora is None else self.adapters
+
+
+def layer_matrices(widths: Widths) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of each linear layer on one tensor-parallel rank, by Megatron's names."""
+    return {
+        "linear_qkv": (widths.query + 2 * widths.key, widths.hidden),
+        "linear_proj": (widths.hidden, widths.query),
+        "linear_fc1": (2 * widths.ffn, widths.hidden),
+        "linear_fc2": (widths.hidden, widths.ffn),
+    }
+
+
+def adapter_entries(widths: Widths, lora: LoraConfig) -> int:
+    """Of one layer: each target's two factors, of which the one on the side that is not split is whole on each rank."""
+    matrices = layer_matrices(widths)
+    return sum(lora.rank * sum(matrices[target]) for target in lora.targets)
+
+
+def stage_parameters(architecture: Architecture, choice: LayoutChoice, stage: int) -> Parameters:
+    """What each tensor-parallel rank of a pipeline stage holds, all its model chunks together."""
+    widths = Widths.of(architecture, choice)
+    layers = int(choice.stage_layers(architecture.num_layers)[stage])
+    norms = 2 * widths.hidden + (2 * widths.head_dim if architecture.qk_norm else 0)
+    biases = (widths.query + 2 * widths.key if architecture.qkv_bias else 0) + (
+        widths.hidden if architecture.attention_output_bias else 0
+    )
+    vocabulary = padded_vocabulary(architecture.vocab_size, choice.tensor) // choice.tensor * widths.hidden
+    is_first, is_last = stage == 0, stage == choice.pipeline - 1
+    # A tied output layer needs a copy of its own where the embedding is on another device.
+    has_output = is_last and not (architecture.tied_embeddings and is_first)
+    return Parameters(
+        linear=layers * sum(outputs * inputs for outputs, inputs in layer_matrices(widths).values()),
+        output=vocabulary if has_output else 0,
+        other=layers * (norms + biases) + (vocabulary if is_first else 0) + (widths.hidden if is_last else 0),
+        adapters=layers * adapter_entries(widths, choice.lora) if choice.lora else 0,
+    )
+
+
+def model_parameters(architecture: Architecture) -> int:
+    """Of the whole model as published: heads and vocabulary without padding."""
+    whole = stage_parameters(architecture, LayoutChoice(), 0)
+    padding = padded_vocabulary(architecture.vocab_size, 1) - architecture.vocab_size
+    return whole.base - padding * architecture.hidden_size * (1 if architecture.tied_embeddings else 2)

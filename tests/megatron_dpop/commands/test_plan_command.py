@@ -1,0 +1,110 @@
+"""`megatron-dpop plan` as a user runs it: from a config.json alone, or over data that can be read."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_dpop.commands.main import run
+from tests.tiny import write_config, write_model, write_pairs
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "plan"
+
+
+@pytest.fixture
+def qwen(tmp_path: Path) -> Path:
+    """A config beside nothing but Qwen-72B's config.json."""
+    tree = yaml.safe_load((EXAMPLE / "qwen-72b.yaml").read_text())
+    tree["model"]["path"] = str(EXAMPLE / "qwen-72b")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def _json(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
+    assert run(["plan", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert run(["plan", *map(str, words)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_plans_a_72b_from_its_config_alone(qwen: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = _json(capsys, qwen, "--gpus", 64)
+    assert plan["parameters"] == 72_287_920_128
+    assert (plan["devices"], plan["layout"]["data"]) == (64, 2)
+    memory = plan["memory_bytes"]
+    assert memory["total"] == pytest.approx(
+        sum(memory[part] for part in ("weights", "gradients", "optimizer", "activations", "buffers"))
+        + max(memory["logprob_chunk"], memory["backward"])
+    )
+    assert plan["lengths"].startswith("assumed")
+    assert plan["fewest"]["LoRA"]["devices"]["devices"] < plan["fewest"]["full-parameter"]["devices"]["devices"]
+    assert run(["plan", str(qwen), "--gpus", "64"]) == 0
+    shown = capsys.readouterr().out
+    assert "72.3B parameters on 64 H100-80GB: tensor 8, pipeline 4, data 2" in shown
+    assert f"{plan['seconds']['step']:.3f}" in shown
+
+
+def test_overrides_and_lengths_change_the_plan(qwen: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = _json(capsys, qwen, "--device", "h200", "--parallel.context", 2, "--pair", "200,300,0")
+    assert plan["hardware"]["name"] == "H200"
+    assert plan["layout"]["context"] == 2
+    assert plan["workload"]["unshared"]["tokens"] == 2 * (200 + 299)
+    longer = _json(capsys, qwen, "--device", "h200", "--pair", "200,300,299")
+    assert longer["workload"]["packed"]["tokens"] < plan["workload"]["packed"]["tokens"]
+
+
+def test_measures_data_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(tmp_path / "model")
+    for weights in (tmp_path / "model").glob("*.safetensors"):
+        weights.unlink()  # only the shape and the tokenizer are needed
+    write_pairs(tmp_path / "pairs.jsonl", 12)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(write_config(tmp_path, tmp_path / "model")))
+    plan = _json(capsys, path)
+    assert plan["lengths"] == "measured on the 12 examples of data.train"
+    assert 1 < plan["workload"]["packed"]["tokens"] < plan["workload"]["unshared"]["tokens"] < 80
+    assert not (tmp_path / "run").exists()
+
+
+def test_search_and_weak_scaling(qwen: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = _json(capsys, qwen, "--gpus", 64, "--search")["plans"]
+    assert {plan["devices"] for plan in found} == {64}
+    assert {(plan["layout"]["lora"] is not None, plan["layout"]["fp8"]) for plan in found} == {
+        (lora, fp8) for lora in (False, True) for fp8 in (False, True)
+    }
+    scaled = _json(capsys, qwen, "--weak-scaling", "32,64")["plans"]
+    assert [plan["workload"]["examples"] for plan in scaled] == [512, 1024]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--parallel.pipeline", "2"), ("needs", "79.1", "nearest layout that fits")),
+        (("--gpus", "40"), ("--gpus", "40", "32")),
+        (("--gpus", "4", "--parallel.pipeline", "1", "--parallel.tensor", "4"), ("needs", "nearest")),
+        (("--parallel.tensor", "3"), ("parallel.tensor", "3", "64 attention heads")),
+        (("--parallel.pipeline", "7"), ("parallel.pipeline", "7", "80 layers")),
+        (("--data.row_tokens", "4100", "--parallel.context", "4"), ("data.row_tokens", "4100", "multiple")),
+        (("--gpus", "0"), ("--gpus", "0", "1 or more")),
+        (("--pair", "2000,3000,0"), ("data.row_tokens", "4096", "7998", "raise it")),
+        (("--pair", "1,2"), ("--pair", "1,2", "PROMPT,COMPLETION,COMMON")),
+        (("--pair", "9,5,6"), ("--pair", "9,5,6", "at most COMPLETION")),
+        (("--weak-scaling", "8,x"), ("--weak-scaling", "8,x")),
+        (("--search", "--gpus", "1"), ("--gpus", "1 H100-80GB", "no layout fits")),
+        (("--model.path", "nowhere"), ("model.path", "nowhere")),
+    ],
+)
+def test_bad_input_is_one_line(
+    qwen: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: tuple[str, ...]
+) -> None:
+    message = _refused(capsys, qwen, *words)
+    for part in told:
+        assert part in message

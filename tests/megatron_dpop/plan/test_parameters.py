@@ -1,0 +1,106 @@
+"""Parameters of every rank, counted on models that Megatron-Core builds without memory, on the meta device."""
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
+
+from checkpoint_convert.architectures import Architecture
+from megatron_dpop.plan.choice import LayoutChoice
+from megatron_dpop.plan.parameters import model_parameters, stage_parameters
+from tests.distributed import run_ranks
+from tests.megatron_dpop.plan.shapes import QWEN2_72B, QWEN3_32B, QWEN_72B, SMALL, SMAUG_72B, SMOLLM2_135M
+
+RANKS = 64
+LAYOUTS: dict[str, tuple[Architecture, LayoutChoice]] = {
+    "qwen-72b": (QWEN_72B, LayoutChoice(tensor=8, pipeline=8)),
+    "qwen-72b interleaved": (QWEN_72B, LayoutChoice(tensor=4, pipeline=4, virtual_pipeline=5, context=2, data=2)),
+    "qwen-72b uneven": (
+        QWEN_72B,
+        LayoutChoice(tensor=4, pipeline=8, first_stage_layers=9, last_stage_layers=5, data=2),
+    ),
+    "qwen2-72b": (QWEN2_72B, LayoutChoice(tensor=8, pipeline=8)),
+    "smaug-72b": (SMAUG_72B, LayoutChoice(tensor=8, pipeline=8)),
+    "qwen3-32b": (QWEN3_32B, LayoutChoice(tensor=4, pipeline=16)),
+    "smollm2, padded heads, tied": (SMOLLM2_135M, LayoutChoice(tensor=2, pipeline=2, pad_heads=True, data=16)),
+    "small": (SMALL, LayoutChoice(tensor=4, pipeline=4, data=4)),
+}
+
+
+class _OnMeta(TorchFunctionMode):
+    """Every tensor that names a device is made on the meta device."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        return func(*args, **kwargs)
+
+
+def _parameters_of_ranks(architecture: Architecture, choice: LayoutChoice) -> list[int]:
+    """Builds the model of one rank after another under a process group that only pretends."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from megatron_dpop.runtime.devices import prepare_device
+
+    prepare_device(0)
+    from megatron.core import parallel_state
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    from megatron_dpop.models.build import build_model, transformer_config
+
+    dist.destroy_process_group()
+    counts = []
+    for rank in range(choice.devices):
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=choice.devices)
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=choice.tensor,
+            pipeline_model_parallel_size=choice.pipeline,
+            virtual_pipeline_model_parallel_size=choice.virtual_pipeline,
+            context_parallel_size=choice.context,
+            create_gloo_process_groups=False,
+        )
+        config = transformer_config(architecture, choice, params_dtype=torch.bfloat16)
+        with torch.device("meta"), _OnMeta():
+            chunks = build_model(
+                architecture, config, ProcessGroupCollection.use_mpu_process_groups(), transformer_engine=False
+            )
+        counts.append(sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters()))
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return counts
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "qwen-72b" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+)
+def test_every_rank_of_64_holds_what_the_plan_says(name: str) -> None:
+    architecture, choice = LAYOUTS[name]
+    assert choice.devices == RANKS
+    counted = run_ranks(_parameters_of_ranks, 1, architecture, choice)[0]
+    ranks_per_stage = RANKS // choice.pipeline  # the pipeline is the slowest of Megatron's dimensions
+    planned = [stage_parameters(architecture, choice, rank // ranks_per_stage).base for rank in range(RANKS)]
+    assert counted == planned
+
+
+def test_whole_models_have_their_published_sizes() -> None:
+    """Counts that the weights' own files give; SmolLM2's output layer is its embedding."""
+    assert model_parameters(QWEN_72B) == 72_287_920_128
+    assert model_parameters(QWEN2_72B) == 72_706_203_648
+    assert model_parameters(SMOLLM2_135M) == 134_515_008
+
+
+def test_ranks_hold_the_whole_model_between_them() -> None:
+    """Norms and biases of row-parallel layers alone are on every tensor-parallel rank."""
+    choice = LayoutChoice(tensor=8, pipeline=8)
+    stages = [stage_parameters(SMAUG_72B, choice, stage) for stage in range(choice.pipeline)]
+    repeated = SMAUG_72B.num_layers * 3 * SMAUG_72B.hidden_size + SMAUG_72B.hidden_size
+    held = choice.tensor * sum(stage.base for stage in stages)
+    assert held - (choice.tensor - 1) * repeated == model_parameters(SMAUG_72B)
+    assert asdict(stages[0]).keys() == {"linear", "output", "other", "adapters"}

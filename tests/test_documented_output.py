@@ -1,0 +1,19 @@
+"""Documents show what commands print."""
+
+from pathlib import Path
+
+import pytest
+
+from tools.refresh_docs import BLOCK, DOCUMENTS, output_of
+
+BLOCKS = [(document, block["words"], block["output"]) for document in DOCUMENTS
+          for block in BLOCK.finditer(document.read_text(encoding="utf-8"))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("document", "words", "shown"), BLOCKS, ids=[words for _, words, _ in BLOCKS])
+def test_document_shows_what_the_command_prints(document: Path, words: str, shown: str) -> None:
+    assert output_of(words) == shown, f"{document.name} is out of date: python tools/refresh_docs.py"
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(BLOCKS) >= 4
