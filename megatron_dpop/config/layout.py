@@ -1,5 +1,6 @@
 """How a model is cut over ranks, and whether it can be cut so. No torch, no Megatron: checked before a rank starts."""
 
+import math
 from dataclasses import dataclass
 
 from checkpoint_convert.architectures import Architecture
@@ -18,6 +19,10 @@ class ModelLayout:
     pipeline: int = 1
     sequence: bool = False
     pad_heads: bool = False
+    virtual_pipeline: int | None = None
+    first_stage_layers: int | None = None
+    last_stage_layers: int | None = None
+    context: int = 1
 
     @staticmethod
     def of(parallel: ParallelConfig) -> "ModelLayout":
@@ -26,7 +31,19 @@ class ModelLayout:
             pipeline=parallel.pipeline,
             sequence=parallel.sequence,
             pad_heads=parallel.pad_heads,
+            virtual_pipeline=parallel.virtual_pipeline,
+            first_stage_layers=parallel.first_stage_layers,
+            last_stage_layers=parallel.last_stage_layers,
+            context=parallel.context,
         )
+
+    def stage_layers(self, layers: int) -> list[float]:
+        """Layers of each pipeline stage; not whole where the stages cannot be equal."""
+        given = {0: self.first_stage_layers, self.pipeline - 1: self.last_stage_layers}
+        given = {stage: count for stage, count in given.items() if count is not None}
+        others = self.pipeline - len(given)
+        rest = layers - sum(count for count in given.values() if count is not None)
+        return [float(given.get(stage) or rest / others) for stage in range(self.pipeline)]
 
 
 def padded_vocabulary(vocab_size: int, tensor: int) -> int:
@@ -63,8 +80,45 @@ def check_layout(architecture: Architecture, layout: ModelLayout) -> None:
             f"parallel.tensor: {tensor} does not divide the model's hidden size {architecture.hidden_size}; "
             "use a size that does, or parallel.sequence: false"
         )
-    if architecture.num_layers % layout.pipeline:
+    _check_stages(architecture.num_layers, layout)
+
+
+def _check_stages(layers: int, layout: ModelLayout) -> None:
+    uneven = layout.first_stage_layers is not None or layout.last_stage_layers is not None
+    if layout.pipeline == 1 and (uneven or layout.virtual_pipeline is not None):
+        key = "virtual_pipeline" if layout.virtual_pipeline is not None else "first_stage_layers and last_stage_layers"
+        raise UserError(f"parallel.{key}: there is one pipeline stage; set parallel.pipeline too, or leave it out")
+    stages = layout.stage_layers(layers)
+    if any(count < 1 or count != int(count) for count in stages) or sum(stages) != layers:
+        if uneven:
+            raise UserError(
+                f"parallel.first_stage_layers, parallel.last_stage_layers: {layout.first_stage_layers} and "
+                f"{layout.last_stage_layers} leave no equal number of the model's {layers} layers to each of the other "
+                f"of {layout.pipeline} stages; use others"
+            )
         raise UserError(
-            f"parallel.pipeline: {layout.pipeline} does not divide the model's {architecture.num_layers} layers; "
-            "use a size that does"
+            f"parallel.pipeline: {layout.pipeline} does not divide the model's {layers} layers; use a size that does, "
+            "or parallel.first_stage_layers and parallel.last_stage_layers"
+        )
+    chunks = layout.virtual_pipeline or 1
+    if any(count % chunks for count in stages):
+        raise UserError(
+            f"parallel.virtual_pipeline: {chunks} does not divide the {int(max(stages))} layers of a pipeline stage; "
+            "use a number that does"
+        )
+
+
+def row_multiple(layout: ModelLayout) -> int:
+    """Rows end on a multiple of this many tokens: of 64 for the kernels, of 16 on every rank that shares them."""
+    return math.lcm(64, 16 * layout.tensor * layout.context)
+
+
+def check_row_tokens(row_tokens: int, layout: ModelLayout) -> None:
+    """Raises UserError where a full row cannot be shared evenly by tensor- and context-parallel ranks."""
+    shares = (layout.tensor if layout.sequence else 1) * (2 * layout.context if layout.context > 1 else 1)
+    if row_tokens % shares:
+        multiple = row_multiple(layout)
+        raise UserError(
+            f"data.row_tokens: {row_tokens} does not divide over parallel.tensor {layout.tensor} x parallel.context "
+            f"{layout.context} ranks; use a multiple of {multiple}, such as {-(-row_tokens // multiple) * multiple}"
         )

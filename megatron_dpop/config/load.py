@@ -39,7 +39,7 @@ def dump_config(config: Config) -> str:
 
 def as_dict(config: Config) -> dict[str, Any]:
     """Plain lists, dicts and scalars."""
-    return typing.cast(dict[str, Any], RootModel[Config](config).model_dump(mode="json"))
+    return typing.cast(dict[str, Any], RootModel[Config](config).model_dump(mode="json", by_alias=True))
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,7 +86,9 @@ def _parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
 def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, key = dotted.split(".")
     for section in sections:
-        below = tree.setdefault(section, {})
+        if tree.get(section) is None:
+            tree[section] = {}
+        below = tree[section]
         if not isinstance(below, dict):
             raise UserError(f"--{dotted}: {section} is not a section of keys")
         tree = below
@@ -114,6 +116,7 @@ def known_keys() -> list[str]:
     keys: list[str] = []
     for section in dataclasses.fields(Config):
         keys.append(section.name)
-        if dataclasses.is_dataclass(section.type):
-            keys += [f"{section.name}.{entry.name}" for entry in dataclasses.fields(section.type)]
+        for kind in (section.type, *typing.get_args(section.type)):  # `LoraConfig | None` has two
+            fields = getattr(kind, "__pydantic_fields__", {})
+            keys += [f"{section.name}.{field.alias or name}" for name, field in fields.items()]
     return keys

@@ -1,10 +1,13 @@
 """Every key of a config file, its type, its default and its bounds."""
 
+import difflib
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+from checkpoint_convert.rules.adapters import LINEARS, linears_of_module
 
 _SECTION = ConfigDict(extra="forbid")
 
@@ -31,13 +34,50 @@ class ModelConfig:
 class ParallelConfig:
     tensor: Positive = 1
     pipeline: Positive = 1
+    virtual_pipeline: Annotated[int, Field(ge=2)] | None = None  # model chunks of each pipeline stage, interleaved
+    first_stage_layers: Positive | None = None  # of the stage that holds the embedding; null: as many as the others
+    last_stage_layers: Positive | None = None  # of the stage that holds the output layer
+    context: Positive = 1  # ranks that share a row's tokens
     sequence: bool = True  # sequence parallelism; has an effect where tensor > 1
+    overlap: bool | None = None  # data-parallel communication with computation; null: on GPUs
     pad_heads: bool = False  # adds zero heads where tensor does not divide the model's heads
+
+    @property
+    def model_parallel(self) -> int:
+        """Ranks that hold one replica of the model."""
+        return self.tensor * self.pipeline * self.context
 
 
 @dataclass(frozen=True, config=_SECTION)
 class PrecisionConfig:
+    """With `fp8` the layers' matrix products are FP8 ones; output layer and log-probabilities stay in bf16 and fp32."""
+
     params: Literal["bf16", "fp32"] = "bf16"
+    fp8: Literal["tensorwise", "blockwise", "delayed"] | None = None  # Transformer Engine's recipe
+    fp8_params: bool = False  # keeps and gathers those layers' weights in FP8
+    bf16_end_layers: Natural = 0  # first and last layers that stay in bf16
+
+
+def _linear(name: str) -> str:
+    """One of Megatron's linears; a Hugging Face module's name is refused with the linear that holds it."""
+    if name in LINEARS:
+        return name
+    known = ", ".join(LINEARS)
+    if holding := linears_of_module(name):
+        raise ValueError(f"it is part of Megatron's {' and '.join(holding)}; name that instead ({known} are known)")
+    near = difflib.get_close_matches(name, LINEARS, n=1, cutoff=0.5)
+    mend = f"did you mean {near[0]}? ({known} are known)" if near else f"use some of {known}"
+    raise ValueError(f"no linear layer has that name; {mend}")
+
+
+@dataclass(frozen=True, config=_SECTION)
+class LoraConfig:
+    """Low-rank adapters on frozen weights: W x + alpha / rank * B A x."""
+
+    rank: Positive = 16
+    alpha: PositiveReal = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the adapters' inputs
+    targets: Annotated[tuple[Annotated[str, AfterValidator(_linear)], ...], Field(min_length=1)] = LINEARS
 
 
 @dataclass(frozen=True, config=_SECTION)
@@ -77,6 +117,9 @@ class OptimizerConfig:
     clip_norm: NonNegativeReal = 1.0  # 0: no clipping
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: Natural = 100
+    state: Literal["fp32", "bf16"] = "fp32"  # precision of AdamW's moments; bf16 needs a GPU
+    offload: bool = False  # keeps optimizer state and master weights in host memory; needs a GPU
+    distributed: bool = True  # shards optimizer state over data-parallel ranks
 
 
 @dataclass(frozen=True, config=_SECTION)
@@ -85,6 +128,8 @@ class TrainConfig:
     global_batch_pairs: Positive = 64
     validate_every: Positive | None = None  # null: before the first step and after the last
     recompute: Literal["none", "selective", "full"] = "none"
+    offload_activations: bool = False  # to host memory, of attention and norms; needs a GPU
+    deterministic: bool = False  # on GPUs, at some cost in speed; the CPU always is
     seed: Natural = 0
 
 
@@ -92,6 +137,7 @@ class TrainConfig:
 class CheckpointConfig:
     every: Positive = 100
     keep: Positive = 3
+    asynchronous: bool = Field(default=True, alias="async")  # training goes on while files are written
     export_hf: bool = True
 
 
@@ -123,6 +169,7 @@ class Config:
     data: DataConfig
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    lora: LoraConfig | None = None  # null: all parameters are trained
     loss: LossSection = field(default_factory=lambda: {"name": "dpop"})
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -1,88 +1,113 @@
-"""Attention over trees: a token sees earlier tokens of its own segment and all of its trunk."""
+"""Attention over trees: a token sees earlier tokens of its own segment and all of its trunk.
+
+Under context parallelism each rank holds part of the queries and gathers the whole row's keys and values: with the few
+key/value heads of today's models they are small beside everything else, every kind of tree works, and no rank waits
+for another within a layer as it would passing keys around a ring.
+"""
 
 import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megatron_dpop.models.layout import RowLayout
+from megatron_dpop.models.varlen import attend_varlen
+from megatron_dpop.rows.context import AttentionPlan, gathered_order
 
 
 class TreeAttention(MegatronModule):
-    """Core attention of the layer spec: scaled dot products, segment by segment, so that cost follows the trees."""
+    """Core attention of the layer spec; its cost follows the trees and not the row's square."""
 
-    def __init__(self, config: TransformerConfig, *_: Any, softmax_scale: float | None = None, **__: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *_: Any,
+        softmax_scale: float | None = None,
+        pg_collection: ProcessGroupCollection,
+        **__: Any,
+    ) -> None:
         super().__init__(config=config)
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
         self.window = config.window_size[0] + 1 if config.window_size else None
+        self.context_group = pg_collection.cp
 
     def forward(
         self,
-        query: Tensor,  # [tokens, 1, heads / tp, head_dim]
-        key: Tensor,  # [tokens, 1, kv_heads / tp, head_dim]
-        value: Tensor,  # [tokens, 1, kv_heads / tp, head_dim]
+        query: Tensor,  # [tokens / cp, 1, heads / tp, head_dim]
+        key: Tensor,  # [tokens / cp, 1, kv_heads / tp, head_dim]
+        value: Tensor,  # [tokens / cp, 1, kv_heads / tp, head_dim]
         attention_mask: Tensor | None = None,
         *,
         packed_seq_params: RowLayout,
         **_: Any,
-    ) -> Tensor:  # [tokens, 1, heads / tp * head_dim]
-        mixed = attend_trees(
-            query[:, 0],
-            key[:, 0],
-            value[:, 0],
-            packed_seq_params.trees,
+    ) -> Tensor:  # [tokens / cp, 1, heads / tp * head_dim]
+        if self.context_group.size() > 1:
+            key, value = gather_row(torch.cat((key, value), dim=2), self.context_group).chunk(2, dim=2)
+        attend = attend_varlen if query.is_cuda and query.dtype is not torch.float32 else attend_blocks
+        # On CPUs without matrix tiles torch's fused attention is faster in fp32 than in bf16: twice, with its gradient.
+        dtype = query.dtype if query.is_cuda else torch.promote_types(query.dtype, torch.float32)
+        mixed = attend(
+            query[:, 0].to(dtype),
+            key[:, 0].to(dtype),
+            value[:, 0].to(dtype),
+            packed_seq_params.attention,
             softmax_scale=self.softmax_scale,
             window=self.window,
         )
-        return mixed.reshape(query.shape[0], 1, -1)
+        return mixed.to(query.dtype).reshape(query.shape[0], 1, -1)
 
 
-def attend_trees(
+def gather_row(shard: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:
+    """The whole row, in its own order, from each context-parallel rank's tokens; the gradient is reduce-scattered.
+
+    [tokens / cp, ...] to [tokens, ...].
+    """
+    gathered = gather_from_sequence_parallel_region(shard, tensor_parallel_output_grad=True, group=group)
+    chunks = gathered.chunk(2 * group.size())
+    return torch.cat([chunks[at] for at in gathered_order(group.size())])
+
+
+def attend_blocks(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    trees: tuple[tuple[int, ...], ...],
+    plan: AttentionPlan,
     *,
     softmax_scale: float,
     window: int | None = None,
 ) -> Tensor:
-    """Attention of one row.
+    """Attention block by block with torch's scaled dot products.
 
-    query [tokens, heads, head_dim], key and value [tokens, kv_heads, head_dim]; returns [tokens, heads, head_dim] in
-    query's dtype. Tokens after the last tree are padding and give zeros. With a `window`, a token sees only the last
-    `window` of the tokens that it would see, itself included.
+    query [sum of plan.query_tokens, heads, head_dim], key and value [sum of plan.key_tokens, kv_heads, head_dim];
+    returns query's shape and dtype. Blocks that see nothing (padding) give zeros. With a `window`, a token sees only
+    the last `window` of the tokens that it would see, itself included.
     """
-    lengths = [length for tree in trees for length in tree]
-    padding = query.shape[0] - sum(lengths)
-    assert padding >= 0, "the trees are longer than their row"
-    # One split and one cat: slicing each segment would cost a gradient as long as the row for every segment.
-    split_lengths = [*lengths, padding]
-    queries = [_heads_first(part) for part in query.split(split_lengths)]
-    keys = [_heads_first(part) for part in key.split(split_lengths)]
-    values = [_heads_first(part) for part in value.split(split_lengths)]
-    outputs: list[Tensor] = []
-    at = 0
-    for trunk_tokens, *branches in trees:
-        trunk_key, trunk_value = keys[at], values[at]
-        if trunk_tokens:
-            outputs.append(_attend(queries[at], trunk_key, trunk_value, softmax_scale, window))
-        for branch in range(at + 1, at + 1 + len(branches)):
-            if lengths[branch]:
-                seen_key = torch.cat((trunk_key, keys[branch]), dim=2)
-                seen_value = torch.cat((trunk_value, values[branch]), dim=2)
-                outputs.append(_attend(queries[branch], seen_key, seen_value, softmax_scale, window))
-        at += 1 + len(branches)
-    outputs.append(torch.zeros_like(queries[-1]))
+    # One split and one cat: slicing each block would cost a gradient as long as the row for every block.
+    queries = [_heads_first(part) for part in query.split(plan.query_tokens)]
+    keys = [_heads_first(part) for part in key.split(plan.key_tokens)]
+    values = [_heads_first(part) for part in value.split(plan.key_tokens)]
+    outputs = [
+        _attend(block, _joined(keys, seen), _joined(values, seen), softmax_scale, window)
+        if seen
+        else torch.zeros_like(block)
+        for block, seen in zip(queries, plan.seen, strict=True)
+    ]
     return torch.cat(outputs, dim=2)[0].transpose(0, 1)
 
 
 def _heads_first(segment: Tensor) -> Tensor:
     """[tokens, heads, head_dim] to [1, heads, tokens, head_dim], a view."""
     return segment.transpose(0, 1)[None]
+
+
+def _joined(pieces: list[Tensor], seen: tuple[int, ...]) -> Tensor:
+    return pieces[seen[0]] if len(seen) == 1 else torch.cat([pieces[at] for at in seen], dim=2)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float, window: int | None) -> Tensor:

@@ -1,7 +1,10 @@
 """From an `Architecture` to the `GPTModel` that reproduces it at a layout."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
@@ -13,9 +16,12 @@ from megatron_dpop.models.spec import block_spec
 
 
 def transformer_config(
-    architecture: Architecture, layout: ModelLayout, *, params_dtype: torch.dtype, deterministic: bool = False
+    architecture: Architecture, layout: ModelLayout, *, params_dtype: torch.dtype, **options: Any
 ) -> TransformerConfig:
-    """Megatron-Core's config for this model, with dropout off and the loss averaged by us over pairs."""
+    """Megatron-Core's config for this model, with dropout off and the loss averaged by us over pairs.
+
+    `options` are further keys of Megatron-Core's.
+    """
     kv_heads = padded_key_value_heads(architecture, layout)
     group = architecture.num_attention_heads // architecture.num_key_value_heads
     return TransformerConfig(
@@ -43,16 +49,23 @@ def transformer_config(
         fp16=params_dtype is torch.float16,
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline,
+        # Between two stages, a batch that sends both ways would mix activations with gradients.
+        overlap_p2p_comm=layout.virtual_pipeline is not None,
+        batch_p2p_comm=layout.virtual_pipeline is None,
+        num_layers_in_first_pipeline_stage=layout.first_stage_layers,
+        num_layers_in_last_pipeline_stage=layout.last_stage_layers,
+        context_parallel_size=layout.context,
         sequence_parallel=layout.sequence and layout.tensor > 1,
         # The loss function returns sums and counts; Megatron divides once, by the step's number of examples.
         calculate_per_token_loss=True,
-        deterministic_mode=deterministic,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
         persist_layer_norm=False,
+        **options,
     )
 
 
@@ -62,18 +75,38 @@ def build_model(
     groups: ProcessGroupCollection,
     *,
     transformer_engine: bool,
-    pre_process: bool,
-    post_process: bool,
+) -> list[GPTModel]:
+    """The parts of the model that this rank holds, one or with interleaved pipelining several; weights not yet set."""
+    chunks = config.virtual_pipeline_model_parallel_size or 1
+    return [
+        _build_chunk(
+            architecture,
+            config,
+            groups,
+            transformer_engine=transformer_engine,
+            vp_stage=chunk if chunks > 1 else None,
+        )
+        for chunk in range(chunks)
+    ]
+
+
+def _build_chunk(
+    architecture: Architecture,
+    config: TransformerConfig,
+    groups: ProcessGroupCollection,
+    *,
+    transformer_engine: bool,
+    vp_stage: int | None,
 ) -> GPTModel:
-    """The part of the model that this rank holds, with Megatron's random initial weights."""
     tensor = config.tensor_model_parallel_size
     model = GPTModel(
         config,
-        block_spec(config, architecture, transformer_engine=transformer_engine),
+        block_spec(config, architecture, transformer_engine=transformer_engine, vp_stage=vp_stage),
         vocab_size=padded_vocabulary(architecture.vocab_size, tensor),
         max_sequence_length=architecture.max_position_embeddings,
-        pre_process=pre_process,
-        post_process=post_process,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+        vp_stage=vp_stage,
         position_embedding_type="rope",
         parallel_output=True,
         share_embeddings_and_output_weights=architecture.tied_embeddings,

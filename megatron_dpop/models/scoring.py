@@ -4,7 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel import ColumnParallelLinear, gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
@@ -14,20 +18,21 @@ from megatron_dpop.logprobs.vocab_parallel import vocab_parallel_linear_logprobs
 
 @dataclass(frozen=True)
 class Scores:
-    """What a row asks of the output layer (`megatron_dpop.rows.row.Row`, as tensors on the device)."""
+    """What a row asks of this rank's output layer (`megatron_dpop.rows.context.RowShard`, as tensors on the device)."""
 
-    positions: Tensor  # int64 [scores], index into the row
+    positions: Tensor  # int64 [scores], index into the rank's tokens
     targets: Tensor  # int64 [scores]
     member_score: Tensor  # int64 [members], grouped by sequence
-    sequence_lengths: Tensor  # int64 [sequences], members of each sequence
+    sequence_lengths: Tensor  # int64 [sequences], members of each sequence that this rank scores
     vocab_size: int  # true size, without padding
     tensor_group: torch.distributed.ProcessGroup
+    context_group: torch.distributed.ProcessGroup
     chunking: Chunking | None = None  # tile of logits; None: the device's default
 
 
 def score_row(
     *,
-    hidden_states: Tensor,  # [tokens (/ tp under sequence parallelism), 1, hidden]
+    hidden_states: Tensor,  # [tokens / cp (/ tp under sequence parallelism), 1, hidden]
     output_layer: ColumnParallelLinear,
     output_weight: Tensor | None,
     context: Scores,
@@ -53,4 +58,8 @@ def score_row(
     )
     # Sequential sums: the same completion gives the same bits wherever it stands in a row.
     members = logps.index_select(0, context.member_score)
-    return torch.segment_reduce(members, "sum", lengths=context.sequence_lengths, axis=0, unsafe=True)
+    sums = torch.segment_reduce(members, "sum", lengths=context.sequence_lengths, axis=0, unsafe=True)
+    if context.context_group.size() == 1:
+        return sums
+    # Each rank goes on with the whole sums, and each passes back the gradient of its own scores.
+    return reduce_from_tensor_model_parallel_region(sums, group=context.context_group)

@@ -18,9 +18,9 @@ from megatron_dpop.models.norm import RMSNorm
 
 
 def block_spec(
-    config: TransformerConfig, architecture: Architecture, *, transformer_engine: bool
+    config: TransformerConfig, architecture: Architecture, *, transformer_engine: bool, vp_stage: int | None = None
 ) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage and the final norm."""
+    """The layers of this pipeline stage, or of one of its interleaved chunks, and the final norm."""
     if transformer_engine:
         from megatron.core.extensions.transformer_engine import TENorm
 
@@ -38,7 +38,9 @@ def block_spec(
     if architecture.attention_output_bias:
         attention.linear_proj = partial(_with_bias, attention.linear_proj)
     spec = ModuleSpec(module=TransformerLayer, submodules=layer)
-    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=norm)
+    return TransformerBlockSubmodules(
+        layer_specs=[spec] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=norm
+    )
 
 
 def _with_bias(linear: Any, *sizes: Any, **options: Any) -> Any:

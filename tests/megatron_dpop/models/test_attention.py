@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_dpop.models.attention import attend_trees
+from megatron_dpop.models.attention import attend_blocks
+from megatron_dpop.models.varlen import attend_varlen, varlen_blocks
+from megatron_dpop.rows.context import attention_plan, gathered_order, row_chunks
 
 HEAD_DIM = 8
 SCALE = 1 / math.sqrt(HEAD_DIM)
@@ -69,7 +71,7 @@ def test_equals_dense_attention(
     tokens = sum(map(sum, trees)) + padding
     leaves = _leaves(tokens, heads, kv_heads, dtype)
     mask = _mask(trees, tokens, window)
-    outputs = attend_trees(*leaves, trees, softmax_scale=SCALE, window=window)
+    outputs = attend_blocks(*leaves, attention_plan(trees, tokens), softmax_scale=SCALE, window=window)
     expected = _dense(*leaves, mask)
     assert outputs.shape == expected.shape == (tokens, heads, HEAD_DIM)
     assert outputs.dtype is dtype
@@ -88,12 +90,93 @@ def test_padding_and_other_trees_change_nothing() -> None:
     alone = [leaf.detach() for leaf in _leaves(12, 4, 2, torch.float32)]
     other = [leaf.detach() for leaf in _leaves(9, 4, 2, torch.float32)]
     row = [torch.cat((extra, leaf, 100 * extra)) for leaf, extra in zip(alone, other, strict=True)]
-    expected = attend_trees(*alone, ((5, 3, 4),), softmax_scale=SCALE)
-    found = attend_trees(*row, ((9,), (5, 3, 4)), softmax_scale=SCALE)
+    expected = attend_blocks(*alone, attention_plan(((5, 3, 4),), 12), softmax_scale=SCALE)
+    found = attend_blocks(*row, attention_plan(((9,), (5, 3, 4)), 30), softmax_scale=SCALE)
     assert torch.equal(found[9:21], expected)
     assert not found[21:].any()
 
 
 def test_trees_longer_than_the_row_are_refused() -> None:
     with pytest.raises(AssertionError, match="longer than their row"):
-        attend_trees(*_leaves(4, 2, 2, torch.float32), ((3, 1, 1),), softmax_scale=SCALE)
+        attention_plan(((3, 1, 1),), 4)
+
+
+def _padded(trees: Trees, padding: int, ranks: int) -> int:
+    """Tokens of the row, a multiple of twice the ranks."""
+    tokens = sum(map(sum, trees)) + padding
+    return tokens + -tokens % (2 * ranks)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("name", ROWS)
+def test_context_parallel_ranks_together_see_what_one_sees(name: str, window: int | None, ranks: int) -> None:
+    """Each rank's queries against the row's keys; gradients of keys and values summed over ranks."""
+    trees, padding = ROWS[name]
+    tokens = _padded(trees, padding, ranks)
+    leaves = _leaves(tokens, 4, 2, torch.float64)
+    expected = _dense(*leaves, _mask(trees, tokens, window))
+    parts = []
+    for rank in range(ranks):
+        chunks = row_chunks(tokens, rank, ranks)
+        plan = attention_plan(trees, tokens, chunks)
+        assert sum(plan.query_tokens) == tokens // ranks
+        mine = leaves[0][torch.cat([torch.arange(*chunk) for chunk in chunks])]
+        parts.append(attend_blocks(mine, *leaves[1:], plan, softmax_scale=SCALE, window=window))
+    gathered = torch.cat(parts).chunk(2 * ranks)
+    outputs = torch.cat([gathered[at] for at in gathered_order(ranks)])
+    torch.testing.assert_close(outputs, expected, rtol=1e-12, atol=1e-12)
+    if not trees:
+        return
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gradients = torch.autograd.grad((outputs * upstream).sum(), leaves)
+    for gradient, wanted in zip(gradients, torch.autograd.grad((expected * upstream).sum(), leaves), strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("name", ROWS)
+def test_the_variable_length_form_means_the_same(name: str, window: int | None, ranks: int) -> None:
+    """The offsets and gathered keys that FlashAttention gets, read by the definition of its causal mask."""
+    trees, padding = ROWS[name]
+    tokens = _padded(trees, padding, ranks)
+    query, key, value = (leaf.detach() for leaf in _leaves(tokens, 4, 2, torch.float64))
+    for rank in range(ranks):
+        chunks = row_chunks(tokens, rank, ranks)
+        plan = attention_plan(trees, tokens, chunks)
+        mine = query[torch.cat([torch.arange(*chunk) for chunk in chunks])]
+        expected = attend_blocks(mine, key, value, plan, softmax_scale=SCALE, window=window)
+        blocks = varlen_blocks(plan)
+        assert not expected[blocks.queries :].any()
+        for at in range(len(blocks.query_offsets) - 1):
+            seen = torch.from_numpy(blocks.key_index[blocks.key_offsets[at] : blocks.key_offsets[at + 1]])
+            block = slice(blocks.query_offsets[at], blocks.query_offsets[at + 1])
+            rows, columns = block.stop - block.start, len(seen)
+            assert rows <= blocks.longest_query
+            assert columns <= blocks.longest_key
+            distance = columns - rows + torch.arange(rows)[:, None] - torch.arange(columns)
+            mask = (distance >= 0) & (distance < (window or columns + 1))
+            found = _dense(mine[block], key[seen], value[seen], mask)
+            torch.testing.assert_close(found, expected[block], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("name", [name for name in ROWS if ROWS[name][0]])
+def test_flash_attention_equals_block_attention_on_a_gpu(name: str, window: int | None) -> None:
+    trees, padding = ROWS[name]
+    tokens = sum(map(sum, trees)) + padding
+    generator = torch.Generator().manual_seed(0)
+    leaves = [
+        torch.randn(tokens, heads, 64, generator=generator).to("cuda", torch.bfloat16).requires_grad_()
+        for heads in (6, 2, 2)
+    ]
+    plan = attention_plan(trees, tokens)
+    found = attend_varlen(*leaves, plan, softmax_scale=SCALE, window=window)
+    expected = attend_blocks(*(leaf.double() for leaf in leaves), plan, softmax_scale=SCALE, window=window)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=2e-2)
+    gradients = torch.autograd.grad(found.double().square().sum(), leaves)
+    for gradient, wanted in zip(gradients, torch.autograd.grad(expected.square().sum(), leaves), strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=5e-2, atol=5e-2)

@@ -1,0 +1,55 @@
+"""Layouts that a model cannot be cut by are refused before anything starts."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from checkpoint_convert.architectures import Architecture, read_architecture
+from checkpoint_convert.errors import UserError
+from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens, row_multiple
+from tests.tiny import write_model
+
+
+@pytest.fixture(scope="module")
+def twelve_layers(tmp_path_factory: pytest.TempPathFactory) -> Architecture:
+    return replace(read_architecture(write_model(tmp_path_factory.mktemp("model"))), num_layers=12)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"pipeline": 5}, "parallel.pipeline: 5 does not divide the model's 12 layers"),
+        ({"virtual_pipeline": 2}, "parallel.virtual_pipeline: there is one pipeline stage; set parallel.pipeline too"),
+        ({"last_stage_layers": 2}, "first_stage_layers and last_stage_layers: there is one pipeline stage"),
+        ({"pipeline": 2, "virtual_pipeline": 4}, "parallel.virtual_pipeline: 4 does not divide the 6 layers of a"),
+        ({"pipeline": 4, "first_stage_layers": 2}, "2 and None leave no equal number of the model's 12 layers"),
+        ({"pipeline": 2, "first_stage_layers": 5, "last_stage_layers": 6}, "5 and 6 leave no equal number"),
+        ({"pipeline": 3, "first_stage_layers": 6, "last_stage_layers": 6}, "6 and 6 leave no equal number"),
+    ],
+)
+def test_stages_that_do_not_fit(twelve_layers: Architecture, layout: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_layout(twelve_layers, ModelLayout(**layout))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"pipeline": 4, "virtual_pipeline": 3},
+        {"pipeline": 4, "first_stage_layers": 3, "last_stage_layers": 3},
+        {"pipeline": 3, "first_stage_layers": 2, "last_stage_layers": 4},
+        {"pipeline": 2, "last_stage_layers": 4},
+    ],
+)
+def test_stages_that_fit(twelve_layers: Architecture, layout: dict[str, Any]) -> None:
+    check_layout(twelve_layers, ModelLayout(**layout))
+
+
+def test_rows_are_shared_evenly_by_context_parallel_ranks() -> None:
+    layout = ModelLayout(tensor=2, sequence=True, context=4)
+    assert row_multiple(layout) == 128
+    check_row_tokens(8192, layout)
+    with pytest.raises(UserError, match=r"data.row_tokens: 1000 does not divide .* multiple of 128, such as 1024"):
+        check_row_tokens(1000, layout)
+    check_row_tokens(1000, ModelLayout())
