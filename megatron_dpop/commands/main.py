@@ -1,22 +1,23 @@
 """`megatron-dpop`: one command, one table of sub-commands."""
 
 import argparse
-import json
+import errno
 import os
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 
 from checkpoint_convert.errors import UserError
-from megatron_dpop.commands import data, report, train
-from megatron_dpop.runtime.launch import EXIT_BAD_INPUT, LAUNCHED_VARIABLE
+from megatron_dpop.commands import data, plan, report, train
+from megatron_dpop.runtime import exits
+from megatron_dpop.runtime.stop import StoppedError
 
-ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
+LOST_PEER = "by peer"  # gloo and NCCL: "Connection closed by peer", "Connection reset by peer"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, 2 on bad input (one line on standard error), 1 on failure."""
+    """Entry point; returns the exit code: 0, or one of `megatron_dpop.runtime.exits` and a line on standard error."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = build_parser()
     parsed, rest = parser.parse_known_args(words)
@@ -28,19 +29,27 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        _report("error", str(error))
-        return EXIT_BAD_INPUT
+        exits.report("error", str(error))
+        return exits.BAD_INPUT
+    except StoppedError:
+        return exits.STOPPED
     except BrokenPipeError:
         # Whoever read our output has left; nothing that Python still flushes at its end may complain of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return exits.FAILED
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            exits.report("error", f"{error.filename or 'a file'}: {error.strerror}; make room and start again")
+            return exits.BAD_INPUT
+        if LOST_PEER in str(error):
+            exits.report("failed", "another rank has ended, and this one cannot go on without it; see why in its log")
+            return exits.FAILED
         if not getattr(error, "is_explained", False):
             traceback.print_exc()
-        _report("failed", str(error) or type(error).__name__)
-        return 1
+        exits.report("failed", str(error) or type(error).__name__)
+        return exits.FAILED
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,17 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     train.register(subparsers)
+    plan.register(subparsers)
     data.register(subparsers)
     report.register(subparsers)
     return parser
-
-
-def _report(kind: str, message: str) -> None:
-    """To the launcher's file where one rank of several fails, so that it is printed once; else to standard error."""
-    path = os.environ.get(ERROR_FILE_VARIABLE)
-    if path:
-        details = {"message": message, "extraInfo": {"py_callstack": "", "timestamp": str(int(time.time()))}}
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({"message": details}, file)
-    if not path or LAUNCHED_VARIABLE not in os.environ:
-        print(f"megatron-dpop: {kind}: {message}", file=sys.stderr)

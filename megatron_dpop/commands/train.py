@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_dpop.config import Config, load_config
+from megatron_dpop.runtime.rank import Rank, check_ranks, launched
+from megatron_dpop.runtime.stop import StopRequest
 
 OVERRIDES = "Any key of the config can be overridden: --section.key VALUE (VALUE is read as YAML)."
 
@@ -29,6 +31,8 @@ def register(subparsers: Any) -> None:
     reference.set_defaults(run=_reference)
     for parser in (training, reference):
         parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+        parser.add_argument("--dry-run", action="store_true", help="only check what can be checked before a start")
+        parser.add_argument("--ranks", type=int, metavar="N", help="of a dry run: ranks that a launcher will start")
         parser.set_defaults(takes_overrides=True)
 
 
@@ -41,16 +45,23 @@ def _reference(arguments: argparse.Namespace) -> int:
 
 
 def _start(arguments: argparse.Namespace, *, is_training: bool) -> int:
+    stop = StopRequest()
+    if launched():
+        stop.listen()
     config = load_config(arguments.config, arguments.overrides)
     from megatron_dpop.losses.registry import build_loss
-    from megatron_dpop.runtime import launch, processes
 
     config = replace(config, loss=build_loss(config.loss).section())
-
-    if processes.launched():
-        return _rank(config, is_training=is_training)
-    model_parallel = config.parallel.tensor * config.parallel.pipeline
+    if launched() and not arguments.dry_run:
+        return _rank(config, stop, is_training=is_training)
+    model_parallel = config.parallel.model_parallel
+    check_ranks(arguments.ranks or model_parallel, model_parallel)
     _check(config, is_training=is_training)
+    if arguments.dry_run:
+        _describe(config, arguments.ranks or model_parallel)
+        return 0
+    from megatron_dpop.runtime import launch
+
     return launch.run_ranks(sys.argv[1:], launch.local_ranks(model_parallel))
 
 
@@ -67,12 +78,19 @@ def _check(config: Config, *, is_training: bool) -> None:
             print(line, file=sys.stderr)
 
 
-def _rank(config: Config, *, is_training: bool) -> int:
+def _describe(config: Config, ranks: int) -> None:
+    """What a dry run found good; `run.dir` on a line of its own, for scripts."""
+    parallel = config.parallel
+    layout = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x context {parallel.context}"
+    print(f"layout: {layout} x data {ranks // parallel.model_parallel} = {ranks} ranks")
+    print(f"run.dir: {config.run.dir}")
+
+
+def _rank(config: Config, stop: StopRequest, *, is_training: bool) -> int:
     from megatron_dpop.runtime import processes
 
-    parallel = config.parallel
-    processes.check_world_size(parallel.tensor * parallel.pipeline)
-    device = processes.initialize(tensor=parallel.tensor, pipeline=parallel.pipeline, seed=config.train.seed)
+    check_ranks(Rank.from_environment().world_size, config.parallel.model_parallel)
+    device = processes.initialize(config.parallel, seed=config.train.seed)
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.run_folder import RunFolder
     from megatron_dpop.training.train import compute_references, train
@@ -80,7 +98,7 @@ def _rank(config: Config, *, is_training: bool) -> int:
     inputs = read_inputs(config, progress=False)
     if is_training:
         RunFolder(config).check()
-        train(config, inputs, device)
+        train(config, inputs, device, stop)
     else:
-        compute_references(config, inputs, device)
+        compute_references(config, inputs, device, stop)
     return 0

@@ -131,6 +131,24 @@ def _uncompiled(function: Any = None, **_: Any) -> Any:
     return function if function is not None else lambda decorated: decorated
 
 
+def _skipping_self_copies(collective: Any) -> Any:
+    """The collective, but for a group of one rank whose result already lies where it belongs.
+
+    Megatron's distributed optimizer reduces all gradients and gathers all weights in place at every step; gloo copies
+    those buffers onto themselves where there is one data-parallel rank, which NCCL does not.
+    """
+
+    def wrapped(
+        output: torch.Tensor, source: torch.Tensor, *args: Any, group: Any = None, async_op: bool = False, **kwargs: Any
+    ) -> Any:
+        in_place = output.data_ptr() == source.data_ptr() and output.numel() == source.numel()
+        if in_place and not async_op and torch.distributed.get_world_size(group) == 1:
+            return None
+        return collective(output, source, *args, group=group, async_op=async_op, **kwargs)
+
+    return wrapped
+
+
 def _always(result: Any) -> Callable[..., Any]:
     return lambda *_, **__: result
 
@@ -163,6 +181,9 @@ def install() -> None:
     cuda.default_generators = (torch.default_generator,)
     for name, dtype in _TYPED_TENSORS.items():
         setattr(cuda, name, _TypedTensor(name, (), {"dtype": dtype}))
+    distributed: Any = torch.distributed
+    for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
+        setattr(distributed, name, _skipping_self_copies(getattr(distributed, name)))
     torch.compile = _uncompiled  # type: ignore[assignment]
     torch.nn.Module.cuda = lambda self, *_: self  # type: ignore[method-assign]
     _CudaToCpu().__enter__()

@@ -1,16 +1,29 @@
-"""Starts the ranks that a layout needs on this machine, where no launcher has."""
+"""Starts the ranks that a layout needs on this machine, where no launcher has; and keeps their exit code."""
 
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from checkpoint_convert.errors import UserError
+from megatron_dpop.runtime import exits
+from megatron_dpop.runtime.stop import SIGNALS
 
-EXIT_BAD_INPUT = 2
+# The ranks get a signal from us, finish their step and save; whoever sent it may end that sooner, with SIGKILL.
+SECONDS_TO_SAVE = 1800
+HANDED_ON = ",".join(["SIGINT", "SIGHUP", "SIGQUIT", *(number.name for number in SIGNALS)])
 
-# Set in ranks that this module started: their errors are printed by it, once.
-LAUNCHED_VARIABLE = "MEGATRON_DPOP_LAUNCHED"
+# Host memory, read when a process starts: a step on the CPU allocates and frees gigabytes, and up to a quarter of its
+# time would go to the kernel handing out 4 KiB pages. Huge pages for large tensors; freed small ones stay with glibc.
+ALLOCATOR_SETTINGS = {
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # bytes, the most that glibc accepts
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),  # bytes
+}
 
 
 def local_ranks(model_parallel: int) -> int:
@@ -24,24 +37,17 @@ def local_ranks(model_parallel: int) -> int:
     gpus = torch.cuda.device_count()
     if gpus < model_parallel:
         raise UserError(
-            f"parallel: tensor x pipeline is {model_parallel}, but this machine has {gpus} GPUs; "
+            f"parallel: tensor x pipeline x context is {model_parallel}, but this machine has {gpus} GPUs; "
             "use a smaller layout, or torchrun over several nodes"
         )
     return gpus // model_parallel * model_parallel
 
 
 def run_ranks(arguments: Sequence[str], ranks: int) -> int:
-    """Runs `python -m megatron_dpop ARGUMENTS` on each of `ranks` local processes; returns the exit code.
-
-    The first rank that fails ends the others; its error, which it leaves in the file that torchelastic names, is
-    printed once.
-    """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ[LAUNCHED_VARIABLE] = "1"
+    """Runs `python -m megatron_dpop ARGUMENTS` on each of `ranks` local processes; returns the exit code."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    for name, value in ALLOCATOR_SETTINGS.items():
+        os.environ.setdefault(name, value)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -51,13 +57,34 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
         run_id=f"megatron-dpop-{os.getpid()}",
         max_restarts=0,
         monitor_interval=0.1,
+        signals_to_handle=HANDED_ON,
+        shutdown_timeout=SECONDS_TO_SAVE,
     )
+    return exit_code_of(lambda: elastic_launch(config, sys.executable)("-m", "megatron_dpop", *arguments))
+
+
+def exit_code_of(launch: Callable[[], object]) -> int:
+    """Runs torchelastic's `launch` and returns the exit code of the first rank that failed (`runtime.exits`), or 0.
+
+    The first rank that fails ends the others; its error, which it leaves in the file that torchelastic names, is
+    printed once. A signal that asks for a stop is handed on to the ranks, which save and leave.
+    """
+    logging.disable(logging.CRITICAL)  # what torchelastic says of its processes at every turn
+    os.environ[exits.LAUNCHED_VARIABLE] = "1"
     try:
-        elastic_launch(config, sys.executable)("-m", "megatron_dpop", *arguments)
+        launch()
+    except SignalException as signal:
+        return exits.STOPPED if signal.sigval in SIGNALS else 128 + signal.sigval
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        message = failure.message if isinstance(failure.message, str) else failure.message.get("message", "")
-        bad_input = failure.exitcode == EXIT_BAD_INPUT
-        print(f"megatron-dpop: {'error' if bad_input else 'failed'}: {message}", file=sys.stderr)
-        return EXIT_BAD_INPUT if bad_input else 1
+        return _explain(error)
     return 0
+
+
+def _explain(error: ChildFailedError) -> int:
+    _, failure = error.get_first_failure()
+    if failure.exitcode == exits.STOPPED:
+        return exits.STOPPED  # rank 0 has said it
+    message = failure.message if isinstance(failure.message, str) else failure.message.get("message", "")
+    bad_input = failure.exitcode == exits.BAD_INPUT
+    print(f"megatron-dpop: {'error' if bad_input else 'failed'}: {message}", file=sys.stderr)
+    return exits.BAD_INPUT if bad_input else exits.FAILED

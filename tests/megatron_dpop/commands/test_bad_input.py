@@ -170,6 +170,26 @@ def test_layouts_that_do_not_fit_the_model(world: World, overrides: tuple[str, .
     assert_matches(LAYOUTS[overrides], world.refused(*overrides))
 
 
+@pytest.mark.parametrize("kind", ["hf", "megatron"])
+def test_more_tokens_than_the_model_has_positions(world: World, kind: str) -> None:
+    world.model = world.folder / kind
+    message = world.refused("--data.max_tokens", "513")
+    assert_matches(
+        f"data.max_tokens: 513 is more than the 512 positions that .*/{kind} knows .*; give at most 512", message
+    )
+
+
+def test_rope_scaling_raises_the_limit_to_what_the_config_states(world: World) -> None:
+    """Llama 3.1 states 131072 positions and scales from 8192: the stated ones count."""
+    path = world.model / "config.json"
+    scaling = {"rope_theta": 1e4, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling["original_max_position_embeddings"] = 64
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_parameters": scaling}))
+    assert_matches("data.max_tokens: 513 is more than the 512", world.refused("--data.max_tokens", "513"))
+    world.write_rows({**PAIR, "chosen": "w3 " * 500})  # refused for its own length, not for data.max_tokens
+    assert_matches("line 1: .* tokens .* more than data.max_tokens 500", world.refused("--data.max_tokens", "500"))
+
+
 ROWS: dict[str, tuple[dict, str]] = {
     "missing field": ({"prompt": "w1", "chosen": "w2"}, "line 2: missing `rejected`"),
     "null field": ({**PAIR, "rejected": None}, "line 2: `rejected` is null; a string is needed"),
@@ -211,6 +231,12 @@ KEYS = {
     ("--data.row_token", "9"): "config.yaml: unknown key data.row_token; did you mean data.row_tokens[?]",
     ("--loss.lamda", "5"): "did you mean lambda|loss.lamda",
     ("--loss.name", "dppo"): "loss.name is 'dppo', which is no loss; did you mean dpo",
+    ("--lora.targets", "[linear_qkv, linear_fc]"): r"config.yaml: lora.targets.1: 'linear_fc' is not valid: no linear "
+    r"layer has that name; did you mean linear_fc[12]\?",
+    ("--lora.targets", "[q_proj]"): "'q_proj' is not valid: it is part of Megatron's linear_qkv; name that instead",
+    ("--lora.targets", "[]"): "lora.targets: .* is not valid: .* at least 1 item",
+    ("--lora.rank", "0"): "lora.rank: 0 is not valid: ",
+    ("--lora.rnk", "8"): "unknown key lora.rnk; did you mean lora.rank[?]",
     ("--loss.beta", "-1"): "loss.beta is -1; give a number > 0",
     ("--train.steps", "0"): "train.steps: 0 is not valid: ",
     ("--optimizer.warmup_steps", "3"): "optimizer.warmup_steps: 3 is not less than train.steps 3; warm up",

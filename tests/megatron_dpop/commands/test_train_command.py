@@ -30,12 +30,13 @@ def _command(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def _megatron_logits(checkpoint: Path, dtype: torch.dtype) -> list[list[float]]:
+    from megatron_dpop.config.schema import ParallelConfig
     from megatron_dpop.runtime import processes
 
-    device = processes.initialize(tensor=1, pipeline=1, seed=0)
+    device = processes.initialize(ParallelConfig(), seed=0)
     from megatron_dpop.training.logits import megatron_logits
 
-    return megatron_logits(checkpoint, TOKENS, dtype=dtype, device=device).tolist()
+    return megatron_logits(checkpoint, [TOKENS], dtype=dtype, device=device)[0].tolist()
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 2e-2)])
@@ -94,6 +95,44 @@ def test_trains_exports_and_the_export_is_the_trained_model(tmp_path: Path, prec
     assert again.returncode == 0, again.stderr
     verified = _command("checkpoint_convert.commands", "verify", run / "hf", run / "checkpoints")
     assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_lora_leaves_a_merged_model_and_a_peft_folder(tmp_path: Path) -> None:
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    write_model(tmp_path / "model", dtype="bfloat16")
+    write_pairs(tmp_path / "pairs.jsonl", 12)
+    tree = write_config(
+        tmp_path,
+        tmp_path / "model",
+        precision={"params": "bf16"},
+        lora={"rank": 4, "alpha": 8, "targets": ["linear_qkv", "linear_fc2"]},
+        optimizer={"lr": 1e-2},
+        parallel={"tensor": 2},
+        checkpoint={"export_hf": True},
+    )
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    done = _command("megatron_dpop", "train", tmp_path / "config.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "LoRA: 5,632 parameters are trained" in done.stderr  # 4 layers, rank 4: 4 * 4 * (64 + 128 + 96 + 64)
+    run = tmp_path / "run"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["reference/drift"] == 0.0
+    assert lines[2]["loss"] != lines[0]["loss"]
+
+    adapted = AutoPeftModelForCausalLM.from_pretrained(run / "adapter", dtype=torch.float32)
+    merged = adapted.merge_and_unload().state_dict()
+    original = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).state_dict()
+    exported = AutoModelForCausalLM.from_pretrained(run / "hf", dtype=torch.bfloat16).state_dict()
+    assert exported.keys() == merged.keys() == original.keys()
+    for name, value in exported.items():
+        trained = name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "down_proj.weight"))
+        assert torch.equal(value.float(), original[name]) is not trained, name
+        assert ((value.float() - merged[name]).abs() <= 2.0**-8 * (1 + 1e-4) * merged[name].abs()).all(), name
+
+    again = _command("megatron_dpop", "train", tmp_path / "config.yaml")
+    assert again.returncode == 0, again.stderr
 
 
 def test_a_rank_that_fails_ends_the_run_with_one_line(tmp_path: Path) -> None:

@@ -72,3 +72,22 @@ def test_streams_events_and_random_states_work() -> None:
     assert run_ranks(_streams_and_events_do_nothing, 1)[0] >= 0
     assert run_ranks(_random_states_are_the_cpus, 1) == [True]
     assert run_ranks(_is_installed_once, 1) == [True]
+
+
+def _collectives_in_place() -> dict:
+    import torch
+    import torch.distributed as dist
+
+    whole = torch.arange(6.0) + 10 * dist.get_rank()
+    part = whole[: 6 // dist.get_world_size()] if dist.get_world_size() == 1 else torch.empty(3)
+    dist.reduce_scatter_tensor(part, whole)
+    gathered = torch.empty(6)
+    dist.all_gather_into_tensor(gathered, part)
+    return {"gathered": gathered.tolist()}
+
+
+def test_collectives_keep_their_meaning_for_one_rank_and_for_two() -> None:
+    (alone,) = run_ranks(_collectives_in_place, 1)
+    assert alone["gathered"] == [0, 1, 2, 3, 4, 5]
+    for answer in run_ranks(_collectives_in_place, 2):
+        assert answer["gathered"] == [10, 12, 14, 16, 18, 20]

@@ -1,0 +1,106 @@
+"""Ends this process soon after another node has fallen silent.
+
+A process that dies resets its connections, and whoever talks to it fails at once. A machine that loses its power or its
+network says nothing: NCCL and gloo then wait until their own timeout, half an hour. So each node writes a beat into
+the store that the ranks met in, and reads the others'.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from megatron_dpop.runtime import exits
+
+BEAT_SECONDS = 5.0
+SILENT_SECONDS = 30.0  # longer than anything that keeps Python from running a thread
+
+
+@contextmanager
+def watching_peers() -> Iterator[None]:
+    """Watches the other nodes within it. Every rank must enter and leave it; one a node does the work."""
+    nodes, node = int(os.environ.get("GROUP_WORLD_SIZE", "1")), int(os.environ.get("GROUP_RANK", "0"))
+    if nodes == 1:
+        yield
+        return
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        dist.barrier()
+        yield
+        dist.barrier()
+        return
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=timedelta(seconds=SILENT_SECONDS),
+    )
+    watch = PeerWatch(dist.PrefixStore("peers", store), node, nodes, _end)
+    dist.barrier()  # every node has written its first beat
+    watch.start()
+    try:
+        yield
+        dist.barrier()  # whoever leaves from here on is not missed
+    finally:
+        watch.stop()
+
+
+class PeerWatch:
+    """Calls `lost` with a line of text once a node's beat has not changed for `silent_seconds`."""
+
+    def __init__(
+        self,
+        store: dist.Store,
+        node: int,
+        nodes: int,
+        lost: Callable[[str], None],
+        *,
+        beat_seconds: float = BEAT_SECONDS,
+        silent_seconds: float = SILENT_SECONDS,
+    ) -> None:
+        self._store, self._node, self._nodes, self._lost = store, node, nodes, lost
+        self._beat_seconds, self._silent_seconds = beat_seconds, silent_seconds
+        self._beats: list[bytes] = [b""] * nodes
+        self._stopped = threading.Event()
+        self._store.set(str(node), "0")
+
+    def start(self) -> None:
+        """Two threads: reading from a store whose host is gone may never return."""
+        self._heard = [time.monotonic()] * self._nodes
+        for work in (self._exchange, self._judge):
+            threading.Thread(target=work, daemon=True, name="peer watch").start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _exchange(self) -> None:
+        names = [str(node) for node in range(self._nodes)]
+        count = 0
+        while not self._stopped.wait(self._beat_seconds):
+            count += 1
+            try:
+                self._store.set(str(self._node), str(count))
+                beats = self._store.multi_get(names)
+            except RuntimeError:  # the store's host is gone: nobody is heard from here on
+                return
+            now = time.monotonic()
+            for node, beat in enumerate(beats):
+                if beat != self._beats[node]:
+                    self._heard[node] = now
+            self._beats = beats
+
+    def _judge(self) -> None:
+        while not self._stopped.wait(self._beat_seconds / 4):
+            silent = [n for n, heard in enumerate(self._heard) if time.monotonic() - heard > self._silent_seconds]
+            if silent and not self._stopped.is_set():
+                who = "the node that hosts the store" if len(silent) == self._nodes else f"node {silent[0]}"
+                self._lost(f"{who} has been silent for {self._silent_seconds:.0f} s; this run cannot go on without it")
+                return
+
+
+def _end(message: str) -> None:
+    exits.report("failed", message)
+    os._exit(exits.FAILED)  # the main thread is inside a collective that will not return

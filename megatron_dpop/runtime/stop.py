@@ -1,0 +1,44 @@
+"""Signals that ask a run to save and leave, and the agreement of all ranks on the step after which they do."""
+
+import signal
+from types import FrameType
+
+# Sent before the time limit (`sbatch --signal`), and on preemption, requeueing or cancelling.
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
+
+class StoppedError(Exception):
+    """All ranks have agreed to leave, and what they computed is saved: not a failure, but the way out of a run."""
+
+
+class StopRequest:
+    """Signals reach ranks at different times, so none acts on its own: each tells the others in a step's collective."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None  # by this process
+        self.agreed = False  # known to all ranks, which leave after the step that they are in
+        self._at_once, self._doing = False, ""
+
+    def listen(self) -> None:
+        """From here on a signal does not end this process. Call it before the imports that take seconds."""
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
+
+    def leave_at_once(self, doing: str) -> None:
+        """From here on a signal raises StoppedError: this process works alone, on what can be continued anywhere."""
+        self._at_once, self._doing = True, doing
+        if self.received is not None:
+            raise StoppedError(doing)
+
+    def vote(self) -> float:
+        """What this rank adds to a sum over all ranks."""
+        return 0.0 if self.received is None else 1.0
+
+    def count(self, votes: float) -> None:
+        """Takes in the sum of all ranks' votes."""
+        self.agreed = self.agreed or votes > 0
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        if self._at_once:
+            raise StoppedError(self._doing)
