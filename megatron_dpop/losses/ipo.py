@@ -22,10 +22,12 @@ def ipo_loss(batch: CompletionBatch, hyperparameters: IpoHyperparameters) -> Los
 
     The paper's pi(y) is the probability of the whole answer, so token log-probabilities are summed.
     `reduction: mean` averages them over each completion's tokens (what TRL calls IPO).
-    The reward of a completion is beta log pi/ref under the same reduction.
+    The reward of a completion is beta log pi/ref, summed under either reduction as TRL reports it, so that
+    runs of several losses compare.
     """
     ratios = log_ratios(batch)
     average = hyperparameters.reduction == "mean"
     pairs = mean_pairs(batch, ratios) if average else split_pairs(ratios, batch.preferred)
     losses = (pairs.chosen - pairs.rejected - 1 / (2 * hyperparameters.beta)).square()
-    return LossOutput(losses, pair_metrics(batch, scaled_pairs(pairs, hyperparameters.beta)))
+    rewards = scaled_pairs(split_pairs(ratios, batch.preferred), hyperparameters.beta)
+    return LossOutput(losses, pair_metrics(batch, rewards))

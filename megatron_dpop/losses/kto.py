@@ -30,12 +30,14 @@ def kl_estimate(log_ratios: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         group: data-parallel group over which the mean is taken; None for one rank.
 
     Returns:
-        detached fp32 scalar, the same on every rank of the group; zero for no completions.
+        detached fp32 scalar, the same on every rank of the group; zero for no completions, and not finite where
+        a log-ratio of any rank is not (a -inf is no zero).
     """
     total = torch.stack([log_ratios.detach().double().sum(), log_ratios.new_tensor(log_ratios.numel()).double()])
     if group is not None:
         dist.all_reduce(total, group=group)
-    return (total[0] / total[1].clamp(min=1)).clamp(min=0).float()
+    mean = total[0] / total[1].clamp(min=1)
+    return torch.where(mean.isfinite(), mean.clamp(min=0), mean).float()
 
 
 def kto_loss(batch: CompletionBatch, hyperparameters: KtoHyperparameters, *, kl: Tensor) -> LossOutput:

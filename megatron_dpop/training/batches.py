@@ -9,10 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megatron_dpop.config.layout import row_multiple
 from megatron_dpop.data.examples import Lengths, TokenizedExample
 from megatron_dpop.losses.contract import CompletionBatch
 from megatron_dpop.models.layout import RowLayout
 from megatron_dpop.models.scoring import Scores
+from megatron_dpop.plan.flops import forward_flops
+from megatron_dpop.rows.context import row_shard
 from megatron_dpop.rows.row import Row, build_row
 from megatron_dpop.rows.schedule import StepPlan, plan_rows, step_examples
 from megatron_dpop.rows.shapes import ExampleShapes, example_shapes
@@ -37,15 +40,21 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class RowBatch:
-    """One row, ready for the model: a micro-batch of the schedule."""
+    """This rank's part of one row, ready for the model: a micro-batch of the schedule."""
 
-    tokens: Tensor  # int64 [1, tokens]
+    tokens: Tensor  # int64 [1, tokens / cp]
     layout: RowLayout
     scores: Scores
+    sequence_lengths: Tensor  # int64 [sequences], scored tokens
     sequence_example: Tensor  # int64 [sequences]
     sequence_preferred: Tensor  # bool [sequences]
     reference_logps: Tensor | None  # fp32 [sequences]
     row: Row
+
+    @property
+    def row_tokens(self) -> int:
+        """Length of the whole row."""
+        return len(self.row.tokens)
 
     def reference_tensor(self) -> Tensor:
         assert self.reference_logps is not None, "the row came without reference log-probabilities"
@@ -56,7 +65,7 @@ class RowBatch:
         return CompletionBatch(
             logps=logps,
             reference_logps=self.reference_logps,
-            lengths=self.scores.sequence_lengths,
+            lengths=self.sequence_lengths,
             example=self.sequence_example,
             preferred=self.sequence_preferred,
             num_examples=len(self.row.example_ids),
@@ -86,7 +95,13 @@ class RowSource:
         self.shuffle = shuffle
         self.shapes = dataset_shapes(dataset, share_prefix=share_prefix)
         self.unshared = dataset_shapes(dataset, share_prefix=False)
-        self.multiple = row_multiple(engine.config.tensor_model_parallel_size)
+        self.flops = forward_flops(
+            engine.architecture,
+            tokens=self.shapes.row_tokens,
+            scores=self.shapes.scores,
+            attended=self.shapes.attended,
+        )
+        self.multiple = row_multiple(engine.layout)
 
     def over(self, dataset: Examples) -> "RowSource":
         """The rows that another dataset has under the same settings."""
@@ -112,16 +127,18 @@ class RowSource:
     def plan(self, step: int) -> StepPlan:
         return plan_rows(
             self.examples_of_step(step),
-            self.shapes,
+            self.shapes.row_tokens,
+            self.flops,
             capacity_tokens=self.capacity_tokens,
             multiple=self.multiple,
             data_parallel=self.engine.data_parallel_size,
+            rows_multiple=self.engine.micro_batches_multiple,
         )
 
     def rows(self, step: int, reference: ReferenceLogps | None) -> list[RowBatch]:
         """This rank's rows of a step, all of one length."""
         plan = self.plan(step)
-        mine = plan.of_rank(self.engine.data_parallel_rank, self.engine.data_parallel_size)
+        mine = plan.by_rank[self.engine.data_parallel_rank]
         return [self._batch(indices, plan.row_tokens, reference) for indices in mine]
 
     def _batch(self, indices: Sequence[int], row_tokens: int, reference: ReferenceLogps | None) -> RowBatch:
@@ -152,11 +169,6 @@ def dataset_shapes(dataset: Examples, *, share_prefix: bool) -> ExampleShapes:
     )
 
 
-def row_multiple(tensor: int) -> int:
-    """Rows end on a multiple of this: of 64 for the kernels, and divisible over sequence-parallel ranks."""
-    return int(np.lcm(64, tensor))
-
-
 def row_batch(row: Row, reference: ReferenceLogps | None, engine: Engine) -> RowBatch:
     def tensor(array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(engine.device, non_blocking=True)
@@ -166,17 +178,20 @@ def row_batch(row: Row, reference: ReferenceLogps | None, engine: Engine) -> Row
         wanted = reference[row.example_ids]
         reference_logps = tensor(wanted[~np.isnan(wanted)])
         assert len(reference_logps) == len(row.sequence_lengths), "the reference lacks some of the row's examples"
+    shard = row_shard(row, engine.context_parallel_rank, engine.context_parallel_size)
     return RowBatch(
-        tokens=tensor(row.tokens)[None],
-        layout=RowLayout(positions=tensor(row.positions), trees=row.trees),
+        tokens=tensor(shard.tokens)[None],
+        layout=RowLayout(positions=tensor(shard.positions), attention=shard.attention),
         scores=Scores(
-            positions=tensor(row.score_positions),
-            targets=tensor(row.score_targets),
-            member_score=tensor(row.member_score),
-            sequence_lengths=tensor(row.sequence_lengths),
+            positions=tensor(shard.score_positions),
+            targets=tensor(shard.score_targets),
+            member_score=tensor(shard.member_score),
+            sequence_lengths=tensor(shard.sequence_lengths),
             vocab_size=engine.architecture.vocab_size,
             tensor_group=engine.groups.tp,
+            context_group=engine.groups.cp,
         ),
+        sequence_lengths=tensor(row.sequence_lengths),
         sequence_example=tensor(row.sequence_example),
         sequence_preferred=tensor(row.sequence_preferred),
         reference_logps=reference_logps,

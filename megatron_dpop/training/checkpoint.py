@@ -1,11 +1,13 @@
-"""Weights and optimizer state in Megatron's torch_dist format, saved whole and resumed exactly."""
+"""Weights and optimizer state in Megatron's torch_dist format, saved whole and resumed exactly.
+
+With LoRA a checkpoint holds the adapters and their optimizer state alone: the frozen base is what it was trained from.
+"""
 
 import json
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -13,12 +15,13 @@ from megatron.core.models.gpt import GPTModel
 
 from checkpoint_convert.architectures import Architecture
 from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import write_text
+from megatron_dpop.models.lora import is_adapter
+from megatron_dpop.training.complete import iteration_name
 from megatron_dpop.training.engine import Engine
 from megatron_dpop.training.optimizer import loading
 
-PADDED_WITH_HEADS = ("linear_qkv.weight", "linear_qkv.bias", "linear_proj.weight")
-TRACKER = "latest_checkpointed_iteration.txt"
+HEAD_ROWS = ("linear_qkv.weight", "linear_qkv.bias", "linear_qkv_adapter.lora_B")  # that end in `pad_heads`' heads
+HEAD_COLUMNS = ("linear_proj.weight", "linear_proj_adapter.lora_A")
 
 # Content metadata of what we write: optimizer state in the parameters' own shapes loads at any layout.
 CONTENT = {
@@ -27,70 +30,64 @@ CONTENT = {
 }
 
 
-def iteration_name(iteration: int) -> str:
-    return f"iter_{iteration:07d}"
-
-
-def latest_iteration(folder: Path) -> int | None:
-    """The last complete checkpoint of a run, or None. The tracker is written after everything that it names."""
-    tracker = folder / TRACKER
-    if not tracker.exists():
-        return None
-    return int(tracker.read_text())
-
-
-def load_model(module: GPTModel, architecture: Architecture, folder: Path) -> None:
-    """Fills a model from a torch_dist folder, at any layout. Raises UserError where that cannot be read."""
-    state = {"model": _model_state(module)}
-    _allow_other_padding(state["model"], architecture, folder)
-    module.load_state_dict(_load(state, folder)["model"])
+def load_model(modules: Sequence[GPTModel], architecture: Architecture, folder: Path) -> None:
+    """Fills a model's chunks from a torch_dist folder, at any layout. Raises UserError where that cannot be read."""
+    state = _model_state(modules, adapters=False)
+    _allow_other_padding(state, architecture, folder)
+    _fill(modules, _load(state, folder))
 
 
 def load_weights(engine: Engine, folder: Path) -> None:
-    """Fills the engine's model, and its optimizer's own copy of it."""
-    load_model(engine.module, engine.architecture, folder)
+    """Fills the engine's model, and its optimizer's own copy of it. A frozen base is not read again."""
+    if engine.adapters and engine.frozen_from == folder:
+        return
+    load_model(engine.modules, engine.architecture, folder)
+    engine.frozen_from = folder
     engine.optimizer.reload_model_params()
 
 
-def save_checkpoint(engine: Engine, folder: Path, iteration: int, *, keep: int) -> None:
-    """Saves model and optimizer; then moves the tracker on; then removes the oldest beyond `keep`."""
-    target = folder / iteration_name(iteration)
-    if dist.get_rank() == 0:
-        shutil.rmtree(target, ignore_errors=True)  # left by a run that was killed while saving
-        target.mkdir(parents=True)
-    dist.barrier()
-    dist_checkpointing.save(_run_state(engine, iteration), str(target), content_metadata=CONTENT)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        write_text(folder / TRACKER, str(iteration))
-        complete = sorted(path for path in folder.glob("iter_*") if int(path.name[5:]) <= iteration)
-        for old in complete[:-keep]:
-            shutil.rmtree(old)
-
-
 def resume(engine: Engine, folder: Path, iteration: int) -> None:
-    """Restores exactly what `save_checkpoint` saved; at another layout too."""
+    """Restores exactly what `megatron_dpop.training.saving` saved; at another layout too."""
     with loading(engine.optimizer):
         saved = folder / iteration_name(iteration)
-        loaded = _load(_run_state(engine, iteration, loaded_from=saved), saved)
-        engine.module.load_state_dict(loaded["model"])
+        loaded = _load(run_state(engine, iteration, loaded_from=saved), saved)
+        _fill(engine.modules, loaded)
         engine.optimizer.load_state_dict(loaded["optimizer"])
     engine.scheduler.step(increment=iteration)
 
 
-def _run_state(engine: Engine, iteration: int, *, loaded_from: Path | None = None) -> dict[str, Any]:
-    model = _model_state(engine.module)
+def run_state(engine: Engine, iteration: int, *, loaded_from: Path | None = None) -> dict[str, Any]:
+    """All that a resumed run needs, as sharded tensors of any layout: data order follows from the iteration."""
+    engine.finish_parameter_gather()
+    model = _model_state(engine.modules, adapters=bool(engine.adapters))
     if loaded_from is not None:
         _allow_other_padding(model, engine.architecture, loaded_from)
-    optimizer = engine.optimizer.sharded_state_dict(model, is_loading=loaded_from is not None, metadata=CONTENT)
-    return {"model": model, "optimizer": optimizer, "iteration": iteration, "checkpoint_version": 3.0}
+    optimizer = engine.optimizer.sharded_state_dict(model, is_loading=loaded_from is not None, metadata=dict(CONTENT))
+    return {**model, "optimizer": optimizer, "iteration": iteration, "checkpoint_version": 3.0}
 
 
-def _model_state(module: GPTModel) -> dict[str, Any]:
-    return module.sharded_state_dict(metadata=CONTENT)
+def _model_state(modules: Sequence[GPTModel], *, adapters: bool) -> dict[str, dict[str, Any]]:
+    """Of the adapters alone, or of all else: the chunks' sharded tensors, by Megatron's names for chunks."""
+    # Megatron adds this process's groups to the metadata that it is given.
+    states = [module.sharded_state_dict(metadata=dict(CONTENT)) for module in modules]
+    return {
+        chunk: {name: value for name, value in state.items() if is_adapter(name) is adapters}
+        for chunk, state in zip(_chunk_names(modules), states, strict=True)
+    }
 
 
-def _allow_other_padding(state: dict[str, Any], architecture: Architecture, folder: Path) -> None:
+def _chunk_names(modules: Sequence[GPTModel]) -> list[str]:
+    return ["model"] if len(modules) == 1 else [f"model{at}" for at in range(len(modules))]
+
+
+def _fill(modules: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
+    """Of what was asked for, nothing is missing: loading would have failed. What was not keeps its values."""
+    for chunk, module in zip(_chunk_names(modules), modules, strict=True):
+        unexpected = module.load_state_dict(loaded[chunk], strict=False).unexpected_keys
+        assert not unexpected, unexpected
+
+
+def _allow_other_padding(state: dict[str, dict[str, Any]], architecture: Architecture, folder: Path) -> None:
     """Lets heads that `parallel.pad_heads` added be absent from the checkpoint, or from the model.
 
     They stand after the true ones, so that Megatron's handling of a padded vocabulary serves: what the checkpoint
@@ -98,11 +95,12 @@ def _allow_other_padding(state: dict[str, Any], architecture: Architecture, fold
     """
     group_rows = architecture.head_dim * (architecture.num_attention_heads // architecture.num_key_value_heads + 2)
     stored = dist_checkpointing.load_tensors_metadata(str(folder))
-    for tensor in state.values():
-        if not isinstance(tensor, ShardedTensor) or not tensor.key.endswith(PADDED_WITH_HEADS):
+    for tensor in (tensor for chunk in state.values() for tensor in chunk.values()):
+        if not isinstance(tensor, ShardedTensor) or not tensor.key.endswith(HEAD_ROWS + HEAD_COLUMNS):
             continue
-        axis = -2 if tensor.key.endswith("linear_qkv.weight") else -1
-        per_head = group_rows if ".linear_qkv." in tensor.key else group_rows - 2 * architecture.head_dim
+        in_rows = tensor.key.endswith(HEAD_ROWS)
+        axis = -2 if in_rows and not tensor.key.endswith(".bias") else -1
+        per_head = group_rows if in_rows else group_rows - 2 * architecture.head_dim
         if tensor.key in stored:
             size = stored[tensor.key].global_shape[axis]
             tensor.allow_shape_mismatch = size % per_head == 0 and size // per_head >= architecture.num_key_value_heads

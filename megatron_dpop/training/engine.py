@@ -1,6 +1,8 @@
 """The engine: model, DDP, optimizer and schedule at a layout, all Megatron-Core's own."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -14,30 +16,39 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.module import Float16Module, MegatronModule
 
 from checkpoint_convert.architectures import Architecture
 from megatron_dpop.config import Config
 from megatron_dpop.config.layout import ModelLayout
+from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.models.build import build_model, transformer_config
+from megatron_dpop.models.lora import Adapter, add_adapters
 from megatron_dpop.runtime.devices import on_gpu
 from megatron_dpop.training.optimizer import build_optimizer, build_scheduler
+
+# Micro-batches whose largest values set the scale of delayed FP8: long enough to bridge one of small ones.
+DELAYED_HISTORY_STEPS = 1024
 
 PARAMS_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass
 class Engine:
-    """What one rank holds of a run."""
+    """What one rank holds of a run. With interleaved pipelining it holds several chunks of the model."""
 
+    layout: ModelLayout
     config: TransformerConfig
     architecture: Architecture
     groups: ProcessGroupCollection
     device: torch.device
-    module: GPTModel  # bare, for weights
-    model: DistributedDataParallel  # wrapped, for the schedules
+    modules: list[GPTModel]  # bare, for weights
+    chunks: list[DistributedDataParallel]  # wrapped, for the schedules
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    lora: LoraConfig | None = None
+    adapters: tuple[Adapter, ...] = ()  # all that is trained, where `lora` is given
+    frozen_from: Path | None = None  # with adapters: where the weights of their base were read
 
     @property
     def data_parallel_rank(self) -> int:
@@ -48,59 +59,123 @@ class Engine:
         return int(self.groups.dp.size())
 
     @property
+    def context_parallel_rank(self) -> int:
+        return int(self.groups.cp.rank())
+
+    @property
+    def context_parallel_size(self) -> int:
+        return int(self.groups.cp.size())
+
+    @property
+    def micro_batches_multiple(self) -> int:
+        """An interleaved pipeline takes its micro-batches in groups of the number of stages."""
+        return self.layout.pipeline if len(self.chunks) > 1 else 1
+
+    @property
     def on_last_stage(self) -> bool:
         return bool(parallel_state.is_pipeline_last_stage())
 
     @property
+    def counts(self) -> bool:
+        """True on the one rank of a context-parallel group that counts their common examples."""
+        return self.context_parallel_rank == 0
+
+    @property
     def reports(self) -> bool:
         """True on the one rank of each data-parallel group whose results are counted."""
-        return self.on_last_stage and self.groups.tp.rank() == 0
+        return self.on_last_stage and self.groups.tp.rank() == 0 and self.counts
+
+    def zero_gradients(self) -> None:
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+    def finish_parameter_gather(self) -> None:
+        """Before weights are read outside the model's own forward pass, which otherwise waits for what it needs."""
+        for chunk in self.chunks:
+            if chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync(force_sync=True)
 
 
 def build_engine(config: Config, architecture: Architecture, device: torch.device) -> Engine:
     """Builds everything with unset weights; `megatron_dpop.training.checkpoint` fills them."""
     gpu = on_gpu()
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    overlap = gpu if config.parallel.overlap is None else config.parallel.overlap
     dtype = PARAMS_DTYPE[config.precision.params]
-    layout = transformer_config(architecture, ModelLayout.of(config.parallel), params_dtype=dtype)
-    _set_recompute(layout, config.train.recompute)
+    layout = ModelLayout.of(config.parallel)
+    model_config = transformer_config(architecture, layout, params_dtype=dtype, **model_options(config))
     groups = ProcessGroupCollection.use_mpu_process_groups()
-    module = build_model(
-        architecture,
-        layout,
-        groups,
-        transformer_engine=gpu,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
-    ).to(device)
-    wrapped = module if dtype is torch.float32 else Float16Module(layout, module)
-    model = DistributedDataParallel(
-        layout,
-        DistributedDataParallelConfig(
-            use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=gpu
-        ),
-        wrapped,
-    )
-    optimizer = build_optimizer(config, model, dtype)
-    layout.finalize_model_grads_func = finalize_model_grads
-    layout.no_sync_func = model.no_sync if gpu else None
+    modules = build_model(architecture, model_config, groups, transformer_engine=gpu)
+    chunks, adapters = [], []
+    for at, module in enumerate(modules):
+        module.to(device)
+        if config.lora is not None:
+            adapters += add_adapters(module, config.lora, architecture, groups, seed=config.train.seed)
+        wrapped = module if dtype is torch.float32 else Float16Module(model_config, module)
+        chunks.append(_data_parallel(wrapped, config, model_config, overlap=overlap, is_first=at == 0))
+    optimizer = build_optimizer(config, chunks, dtype)
+    model_config.finalize_model_grads_func = finalize_model_grads
+    if overlap:
+        no_sync = [chunk.no_sync for chunk in chunks]
+        model_config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
     return Engine(
-        config=layout,
+        layout=layout,
+        config=model_config,
         architecture=architecture,
         groups=groups,
         device=device,
-        module=module,
-        model=model,
+        modules=modules,
+        chunks=chunks,
         optimizer=optimizer,
         scheduler=build_scheduler(config, optimizer),
+        lora=config.lora,
+        adapters=tuple(adapters),
     )
 
 
-def _set_recompute(layout: TransformerConfig, recompute: str) -> None:
-    if recompute == "full":
-        layout.recompute_granularity, layout.recompute_method, layout.recompute_num_layers = (
-            "full",
-            "uniform",
-            1,
-        )
-    elif recompute == "selective":
-        layout.recompute_granularity, layout.recompute_modules = "selective", ["core_attn"]
+def _data_parallel(
+    module: MegatronModule, config: Config, model_config: TransformerConfig, *, overlap: bool, is_first: bool
+) -> DistributedDataParallel:
+    distributed = config.optimizer.distributed
+    return DistributedDataParallel(
+        model_config,
+        DistributedDataParallelConfig(
+            use_distributed_optimizer=distributed,
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=overlap,
+            overlap_param_gather=overlap and distributed,
+            fp8_param_gather=config.precision.fp8_params,
+        ),
+        module,
+        # Later chunks finish their backward pass early enough to hide their reduction whole.
+        disable_bucketing=not is_first,
+    )
+
+
+def model_options(config: Config) -> dict[str, Any]:
+    """What a run's config says of the model beyond its shape and layout, in Megatron-Core's terms."""
+    options: dict[str, Any] = {"deterministic_mode": config.train.deterministic}
+    if config.train.recompute == "full":
+        options |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    elif config.train.recompute == "selective":
+        options |= {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    if config.train.offload_activations:
+        options |= {
+            "fine_grained_activation_offloading": True,
+            "offload_modules": ["attn_norm", "qkv_linear", "core_attn", "attn_proj", "mlp_norm"],
+        }
+    precision = config.precision
+    if precision.fp8 is not None:
+        options |= {
+            # Wide range for gradients, more precision for what goes forward.
+            "fp8": "hybrid",
+            "fp8_recipe": precision.fp8,
+            "fp8_param": precision.fp8_params,
+            "fp8_amax_history_len": DELAYED_HISTORY_STEPS if precision.fp8 == "delayed" else 1,
+            "fp8_amax_compute_algo": "max" if precision.fp8 == "delayed" else "most_recent",
+            "first_last_layers_bf16": precision.bf16_end_layers > 0,
+            "num_layers_at_start_in_bf16": precision.bf16_end_layers,
+            "num_layers_at_end_in_bf16": precision.bf16_end_layers,
+        }
+    return options

@@ -22,20 +22,22 @@ def run_rows(engine: Engine, rows: list[RowBatch], row_loss: RowLoss, *, forward
     The gradient left in the DDP buffers is that of the mean over all examples of all ranks: Megatron sums the loss
     sums and divides once by the sum of the counts (`calculate_per_token_loss`).
     """
+    for adapter in engine.adapters:
+        adapter.train(not forward_only)  # dropout
     with torch.set_grad_enabled(not forward_only):  # Megatron's schedules leave this to their caller
         return get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, row_loss=row_loss),
-            data_iterator=iter(rows),
-            model=[engine.model],
+            forward_step_func=partial(_forward_step, row_loss=row_loss, counts=engine.counts),
+            data_iterator=[iter(rows) for _ in engine.chunks],
+            model=engine.chunks,
             num_microbatches=len(rows),
-            seq_length=rows[0].tokens.shape[1],
+            seq_length=rows[0].row_tokens,
             micro_batch_size=1,
             forward_only=forward_only,
         )
 
 
 def _forward_step(
-    rows: Iterator[RowBatch], model: torch.nn.Module, *, row_loss: RowLoss
+    rows: Iterator[RowBatch], model: torch.nn.Module, *, row_loss: RowLoss, counts: bool
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Any]]]]:
     row = next(rows)
     output = model(
@@ -49,7 +51,7 @@ def _forward_step(
 
     def loss(logps: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         total, examples, collected = row_loss(row, logps)
-        return total, torch.tensor(examples, dtype=torch.int, device=logps.device), collected
+        return total, torch.tensor(examples if counts else 0, dtype=torch.int, device=logps.device), collected
 
     return output, loss
 

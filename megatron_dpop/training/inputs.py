@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint_convert.architectures import Architecture, read_architecture
-from checkpoint_convert.errors import UserError
+from checkpoint_convert.errors import UserError, first_line
 from checkpoint_convert.locate import assets_folder
 from checkpoint_convert.weights import check_weights
 from megatron_dpop.config import Config
-from megatron_dpop.config.layout import ModelLayout, check_layout
+from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens
+from megatron_dpop.config.precision import check_precision
 from megatron_dpop.config.schema import SourceConfig
 from megatron_dpop.data.examples import TokenizedDataset
 from megatron_dpop.data.load import Source, load_dataset
 from megatron_dpop.losses.registry import Loss, build_loss
 from megatron_dpop.rows.shapes import example_shapes
+from megatron_dpop.runtime.devices import on_gpu
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,11 @@ def read_inputs(config: Config, *, progress: bool = True) -> Inputs:
     _check_schedule(config)
     loss = build_loss(config.loss)
     model, architecture = _read_model(config.model.path, key="model.path")
-    check_layout(architecture, ModelLayout.of(config.parallel))
+    layout = ModelLayout.of(config.parallel)
+    check_layout(architecture, layout)
+    check_row_tokens(config.data.row_tokens, layout)
+    check_precision(config, architecture, layout, gpu=on_gpu())
+    _check_positions(config, architecture)
     reference = None
     if config.reference.model is not None:
         reference, reference_architecture = _read_model(config.reference.model, key="reference.model")
@@ -44,15 +50,11 @@ def read_inputs(config: Config, *, progress: bool = True) -> Inputs:
                 f"reference.model: {config.reference.model} is another architecture than {config.model.path}; "
                 "policy and reference must be of one shape"
             )
-    tokenizer = (
-        resolve_model(config.model.tokenizer, key="model.tokenizer")
-        if config.model.tokenizer is not None
-        else assets_folder(model)
-    )
-    train = _read_data(config, config.data.train, loss, tokenizer, progress=progress)
+    tokenizer = tokenizer_folder(config, model)
+    train = read_data(config, config.data.train, loss, tokenizer, progress=progress)
     validation = None
     if config.data.validation:
-        validation = _read_data(config, config.data.validation, loss, tokenizer, progress=progress)
+        validation = read_data(config, config.data.validation, loss, tokenizer, progress=progress)
     return Inputs(model, architecture, loss, train, validation, reference)
 
 
@@ -63,8 +65,14 @@ def _read_model(name: str, *, key: str) -> tuple[Path, Architecture]:
     return folder, architecture
 
 
-def resolve_model(name: str, *, key: str) -> Path:
-    """A local folder, or a model on the Hugging Face hub, fetched into the hub's own cache."""
+def tokenizer_folder(config: Config, model: Path) -> Path:
+    if config.model.tokenizer is None:
+        return assets_folder(model)
+    return resolve_model(config.model.tokenizer, key="model.tokenizer")
+
+
+def resolve_model(name: str, *, key: str, weights: bool = True) -> Path:
+    """A local folder, or a model on the Hugging Face hub, fetched into the hub's own cache (if so asked no weights)."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -74,11 +82,10 @@ def resolve_model(name: str, *, key: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        patterns = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+        return Path(snapshot_download(name, allow_patterns=[*patterns, "*.safetensors"] if weights else patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{key}: {name} is neither a folder nor a model the hub gives ({reason})") from None
+        raise UserError(f"{key}: {name} is neither a folder nor a model the hub gives ({first_line(error)})") from None
 
 
 def token_cache() -> Path:
@@ -95,7 +102,17 @@ def _check_schedule(config: Config) -> None:
         )
 
 
-def _read_data(
+def _check_positions(config: Config, architecture: Architecture) -> None:
+    """Positions count from each example's start, so `max_tokens` bounds them whatever the rows' length."""
+    known = architecture.max_position_embeddings
+    if config.data.max_tokens > known:
+        raise UserError(
+            f"data.max_tokens: {config.data.max_tokens} is more than the {known} positions that {config.model.path} "
+            f"knows (its config's maximum, rope scaling included); give at most {known}"
+        )
+
+
+def read_data(
     config: Config, sources: Sequence[SourceConfig], loss: Loss, tokenizer: Path, *, progress: bool
 ) -> TokenizedDataset:
     dataset = load_dataset(

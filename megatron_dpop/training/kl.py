@@ -12,10 +12,11 @@ from megatron_dpop.training.forward import run_rows
 from megatron_dpop.training.non_finite import non_finite, stop
 
 
-def step_kl(data: StepData, step: int) -> Tensor | None:
+def step_kl(data: StepData, step: int, *, when: str) -> Tensor | None:
     """The KL term of a step, the same scalar on every rank, from a forward-only pass over its mismatched completions.
 
-    None for losses without one. Raises NonFiniteError on all ranks. Every rank must call it.
+    None for losses without one. Raises NonFiniteError on all ranks, its message starting with `when`. Every rank must
+    call it.
     """
     if data.mismatched is None:
         return None
@@ -24,7 +25,8 @@ def step_kl(data: StepData, step: int) -> Tensor | None:
     counted = [row["ratios"] for row in collected] if engine.reports else []
     kl = kl_estimate(torch.cat([torch.zeros(0, device=engine.device), *counted]), dist.group.WORLD)
     if not torch.isfinite(kl):
-        stop(engine, collected, data.source.dataset, f"step {step}: KTO's KL estimate is not a finite number")
+        what = "KTO's KL estimate, from prompts with other prompts' completions, is not a finite number"
+        stop(engine, collected, data.source.dataset, f"{when}: {what}")
     return kl
 
 

@@ -7,30 +7,55 @@ from torch.utils.tensorboard import SummaryWriter
 
 from megatron_dpop.config import Config
 from megatron_dpop.losses.registry import Loss
-from megatron_dpop.training import checkpoint
+from megatron_dpop.runtime.stop import StoppedError, StopRequest
 from megatron_dpop.training.batches import StepData
+from megatron_dpop.training.complete import iteration_name
 from megatron_dpop.training.console import Console
 from megatron_dpop.training.engine import Engine
+from megatron_dpop.training.heartbeat import Heartbeat
 from megatron_dpop.training.metrics import StepMetrics
 from megatron_dpop.training.run_folder import RunFolder
+from megatron_dpop.training.saving import Saver
 from megatron_dpop.training.step import train_step
 from megatron_dpop.training.validation import validate
 
 
 class Loop:
-    def __init__(self, config: Config, engine: Engine, folder: RunFolder, loss: Loss, console: Console) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        folder: RunFolder,
+        loss: Loss,
+        console: Console,
+        heartbeat: Heartbeat,
+        stop: StopRequest,
+    ) -> None:
         self.config = config
         self.engine = engine
         self.folder = folder
         self.console = console
+        self.heartbeat = heartbeat
+        self.stop = stop
         self.loss = loss
         self.is_writer = dist.get_rank() == 0
         self.board: SummaryWriter | None = None
+        options = config.checkpoint
+        self.saver = Saver(
+            engine,
+            folder.checkpoints,
+            keep=options.keep,
+            asynchronous=options.asynchronous,
+            told=lambda saved: heartbeat.beat("training", saved=saved),
+        )
 
     def run(self, train: StepData, validation: StepData | None, *, first_step: int) -> None:
-        """Takes the steps from `first_step` on; each line of metrics was measured before its step's update."""
+        """Takes the steps from `first_step` on; each line of metrics was measured before its step's update.
+
+        Raises StoppedError where a signal asked for a stop: after the step in which all ranks learnt of it, saved.
+        """
         steps = self.config.train.steps
-        trained_on = StepMetrics(self.engine, self.loss, train.source.dataset)
+        trained_on = StepMetrics(self.engine, self.loss, train.source.dataset, self.stop)
         held_out = StepMetrics(self.engine, self.loss, validation.source.dataset) if validation else None
         if self.is_writer:
             self.folder.truncate_metrics(first_step)
@@ -41,17 +66,26 @@ class Loop:
                 validated: dict[str, float] = {}
                 if validation and held_out and self._validates_at(step):
                     same = step == 0 and self._starts_as_reference()
-                    validated = validate(validation, held_out, policy_is_reference=same)
+                    validated = validate(validation, held_out, step, policy_is_reference=same)
                 trained = train_step(self.engine, train, trained_on, step)
                 values = {**trained, **validated}
                 logged = step % self.config.logging.every == 0
                 if logged or validated:
                     self._write(values)
                 bar.update(step + 1, summary(values), line=logged)
-                if (step + 1) % self.config.checkpoint.every == 0 or step + 1 == steps:
-                    self._save(step + 1)
+                self.heartbeat.beat("training", step=step + 1, steps=steps)
+                if self.stop.agreed or (step + 1) % self.config.checkpoint.every == 0 or step + 1 == steps:
+                    self.saver.save(step + 1)
+                self.saver.poll()
+                if self.stop.agreed and step + 1 < steps:
+                    self._close()
+                    raise StoppedError(f"after step {step + 1} of {steps}, saved as {iteration_name(step + 1)}")
         if validation and held_out:
-            self._write({"step": steps, **validate(validation, held_out)})
+            self._write({"step": steps, **validate(validation, held_out, steps)})
+        self._close()
+
+    def _close(self) -> None:
+        self.saver.finish()
         if self.board is not None:
             self.board.close()
 
@@ -70,9 +104,6 @@ class Loop:
             for name, value in values.items():
                 if name != "step":
                     self.board.add_scalar(name, value, values["step"])
-
-    def _save(self, iteration: int) -> None:
-        checkpoint.save_checkpoint(self.engine, self.folder.checkpoints, iteration, keep=self.config.checkpoint.keep)
 
 
 def summary(values: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
 from megatron_dpop.losses.registry import Loss
+from megatron_dpop.runtime.stop import StopRequest
 from megatron_dpop.training.batches import Examples, RowBatch
 from megatron_dpop.training.engine import Engine
 from megatron_dpop.training.non_finite import non_finite
@@ -37,8 +38,9 @@ class StepMetrics:
     With several sources, each one's metrics are collected too, named `source/NAME/...`.
     """
 
-    def __init__(self, engine: Engine, loss: Loss, dataset: Examples) -> None:
+    def __init__(self, engine: Engine, loss: Loss, dataset: Examples, stop: StopRequest | None = None) -> None:
         self.engine = engine
+        self.stop = stop or StopRequest()
         self.loss = loss
         self.dataset = dataset
         self.loss_names = metric_names(loss)
@@ -61,7 +63,8 @@ class StepMetrics:
     def reduce(self, collected: list[dict[str, Any]]) -> dict[str, float]:
         """Means by name and `reference/drift` (largest difference of policy and reference), equal on all ranks.
 
-        One collective and one copy to the host. A mean without items is absent.
+        One collective and one copy to the host, which also tell all ranks whether one of them was asked to stop. A
+        mean without items is absent.
         """
         sums = torch.zeros(len(self.names), 2, dtype=torch.float64, device=self.engine.device)
         # Drifts are told apart by data-parallel rank, since a sum cannot take a maximum.
@@ -71,9 +74,11 @@ class StepMetrics:
             for row in collected:
                 sums += row["sums"]
                 mine.copy_(torch.maximum(mine, row["drift"]))
-        vector = torch.cat((sums.flatten(), drifts))
+        vote = torch.full((1,), self.stop.vote(), dtype=torch.float64, device=self.engine.device)
+        vector = torch.cat((sums.flatten(), drifts, vote))
         dist.all_reduce(vector)
-        values = vector.tolist()
+        *values, votes = vector.tolist()
+        self.stop.count(votes)
         means = {name: values[2 * at] / values[2 * at + 1] for at, name in enumerate(self.names) if values[2 * at + 1]}
         if self.loss.needs_reference:
             means["reference/drift"] = max(values[2 * len(self.names) :])

@@ -1,6 +1,6 @@
 """Megatron's distributed AdamW and learning-rate schedule."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,9 +14,11 @@ from megatron_dpop.config import Config
 # Megatron computes the gradient's norm only where it clips.
 NO_CLIPPING = 1e38
 
+MOMENTS_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-def build_optimizer(config: Config, model: MegatronModule, dtype: torch.dtype) -> MegatronOptimizer:
-    """AdamW with fp32 master weights, sharded over data-parallel ranks; norms and biases are not decayed."""
+
+def build_optimizer(config: Config, chunks: Sequence[MegatronModule], dtype: torch.dtype) -> MegatronOptimizer:
+    """AdamW with fp32 master weights, by default sharded over data-parallel ranks; norms and biases are not decayed."""
     options = config.optimizer
     return get_megatron_optimizer(
         OptimizerConfig(
@@ -31,9 +33,16 @@ def build_optimizer(config: Config, model: MegatronModule, dtype: torch.dtype) -
             clip_grad=options.clip_norm or NO_CLIPPING,
             bf16=dtype is torch.bfloat16,
             params_dtype=dtype,
-            use_distributed_optimizer=True,
+            use_distributed_optimizer=options.distributed,
+            fp8_recipe=config.precision.fp8,
+            optimizer_cpu_offload=options.offload,
+            optimizer_offload_fraction=1.0 if options.offload else 0.0,
+            overlap_cpu_optimizer_d2h_h2d=options.offload,
+            use_precision_aware_optimizer=options.state == "bf16",
+            exp_avg_dtype=MOMENTS_DTYPE[options.state],
+            exp_avg_sq_dtype=MOMENTS_DTYPE[options.state],
         ),
-        [model],
+        list(chunks),
     )
 
 

@@ -18,7 +18,9 @@ from safetensors.numpy import save_file
 
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.files import replacing
+from megatron_dpop.models.lora import adapters_off
 from megatron_dpop.rows.row import Row
+from megatron_dpop.runtime.stop import StopRequest
 from megatron_dpop.training.batches import ReferenceLogps, RowSource
 from megatron_dpop.training.engine import Engine
 from megatron_dpop.training.forward import logps_only, run_rows
@@ -40,23 +42,37 @@ class ReferenceKey:
         return [name for name in mine if mine[name] != theirs[name]]
 
 
-def compute_reference(engine: Engine, source: RowSource, steps: int, progress: Callable[[int], None]) -> ReferenceLogps:
+def compute_reference(
+    engine: Engine,
+    source: RowSource,
+    steps: int,
+    progress: Callable[[int], None],
+    *,
+    known: ReferenceLogps | None = None,
+    stop: StopRequest | None = None,
+) -> ReferenceLogps:
     """Log-probabilities of every example that the steps use, fp32 [examples, completions]; others are NaN.
 
-    Goes through the very rows of training, so an example of a later epoch has the value of its first use. Raises
-    NonFiniteError on all ranks where a value is not finite.
+    Goes through the very rows of training, so an example of a later epoch has the value of its first use. Adapters,
+    where there are any, are off: the reference is the frozen base. Goes on from what is `known`, and ends early once
+    all ranks have agreed to `stop`. Raises NonFiniteError on all ranks where a value is not finite.
     """
     completions = source.dataset.lengths().completion_tokens.shape[1]
     table = torch.zeros(len(source), completions + 1, dtype=torch.float32)  # the last column is 1 where entered
-    covered = np.zeros(len(source), dtype=np.bool_)
+    before = np.zeros(len(source), dtype=np.bool_) if known is None else ~np.isnan(known[:, 0])
+    covered = before.copy()
     present = source.dataset.lengths().completion_tokens > 0
     for step in range(steps):
         examples = source.examples_of_step(step)
         if not covered[examples].all():
-            for result in run_rows(engine, source.rows(step, None), logps_only, forward_only=True):
+            with adapters_off(engine.adapters):
+                results = run_rows(engine, source.rows(step, None), logps_only, forward_only=True)
+            for result in results:
                 if engine.reports:
                     _enter(table, result["row"], result["logps"].float().cpu(), covered)
             covered[examples] = True
+            if stop is not None and _agreed(stop, engine):
+                break
         progress(step + 1)
         if covered.all():
             break
@@ -64,7 +80,7 @@ def compute_reference(engine: Engine, source: RowSource, steps: int, progress: C
     dist.all_reduce(on_device)
     # Sums of one value and zeros, hence exact; but an example that a step uses twice may be entered by two ranks.
     logps = (on_device[:, :-1] / on_device[:, -1:].clamp(min=1)).cpu().numpy()
-    used = covered[:, None] & present
+    used = (covered & ~before)[:, None] & present
     bad = np.flatnonzero((used & ~np.isfinite(logps)).any(axis=1)).tolist()
     if bad:
         raise NonFiniteError(
@@ -72,7 +88,17 @@ def compute_reference(engine: Engine, source: RowSource, steps: int, progress: C
             "look at the reference model's weights, or at these examples"
         )
     logps[~used] = np.nan
+    if known is not None:
+        logps[before] = known[before]
     return np.asarray(logps)
+
+
+def _agreed(stop: StopRequest, engine: Engine) -> bool:
+    """Nothing else of a reference step goes over all ranks; its forward passes take far longer than this sum."""
+    votes = torch.full((1,), stop.vote(), device=engine.device)
+    dist.all_reduce(votes)
+    stop.count(float(votes))
+    return stop.agreed
 
 
 def _enter(table: torch.Tensor, row: Row, logps: torch.Tensor, covered: np.ndarray) -> None:

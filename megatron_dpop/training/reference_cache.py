@@ -3,14 +3,17 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
 
 from checkpoint_convert.errors import UserError
 from megatron_dpop.config import Config
+from megatron_dpop.runtime.stop import StoppedError, StopRequest
 from megatron_dpop.training import checkpoint
 from megatron_dpop.training.batches import ReferenceLogps, RowSource
 from megatron_dpop.training.console import Console
 from megatron_dpop.training.engine import Engine
+from megatron_dpop.training.heartbeat import Heartbeat
 from megatron_dpop.training.reference import (
     ReferenceKey,
     compute_reference,
@@ -29,34 +32,58 @@ SAMPLE_BYTES = 1 << 20
 class References:
     """Reference log-probabilities by dataset, computed where no fitting cache exists."""
 
-    def __init__(self, config: Config, engine: Engine, folder: RunFolder, model: Path, console: Console) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        folder: RunFolder,
+        model: Path,
+        console: Console,
+        heartbeat: Heartbeat,
+        stop: StopRequest,
+    ) -> None:
         self.config = config
         self.engine = engine
         self.folder = folder.reference
         self.model = model
         self.console = console
+        self.heartbeat = heartbeat
+        self.stop = stop
         self._weights = weights_fingerprint(model)
         self._loaded = False
 
     def get(self, name: str, source: RowSource, steps: int | None) -> ReferenceLogps:
-        """The log-probabilities that `steps` steps need (None: one pass over the source)."""
+        """The log-probabilities that `steps` steps need (None: one pass over the source).
+
+        Raises StoppedError where a signal asked for a stop; what was computed until then is kept, and gone on from.
+        """
         steps = validation_steps(source) if steps is None else steps
         path = self.folder / f"{name}.safetensors"
         key = self._key(source)
         kept = self._read(path, key, source, steps)
-        if kept is not None:
+        if kept is not None and covers(kept, source, steps):
             return kept
         if not self._loaded:
             checkpoint.load_weights(self.engine, self.model)
             self._loaded = True
         with self.console.progress(f"reference ({name})", steps) as bar:
-            logps = compute_reference(self.engine, source, steps, bar.update)
+
+            def progress(done: int) -> None:
+                bar.update(done)
+                self.heartbeat.beat("reference", step=done, steps=steps)
+
+            logps = compute_reference(self.engine, source, steps, progress, known=kept, stop=self.stop)
         if dist.get_rank() == 0:
             write_reference(path, logps, key)
         dist.barrier()
+        computed = int((~np.isnan(logps[:, 0])).sum())
+        self.heartbeat.beat("reference", saved=f"reference {name} of {computed} examples")
+        if self.stop.agreed:
+            raise StoppedError(f"in the reference pass ({name}), whose {computed} examples so far are kept")
         return logps
 
     def _read(self, path: Path, key: ReferenceKey, source: RowSource, steps: int) -> ReferenceLogps | None:
+        """What was kept for this very key, be it all that is needed or a part; or all, if only rounding differs."""
         if not path.exists():
             return None
         logps, kept_key = read_reference(path)
@@ -68,7 +95,7 @@ class References:
                 f"reference.cache: {path} was made from other {' and '.join(wrong)}; "
                 "give another folder, or delete it to compute it anew"
             )
-        if wrong or (differing and not given) or not covers(logps, source, steps):
+        if wrong or (differing and not (given and covers(logps, source, steps))):
             return None
         if differing:
             self.console.say(
@@ -79,7 +106,10 @@ class References:
 
     def _key(self, source: RowSource) -> ReferenceKey:
         parallel = self.config.parallel
-        layout = f"tensor {parallel.tensor} pipeline {parallel.pipeline} sequence {parallel.sequence}"
+        layout = (
+            f"tensor {parallel.tensor} pipeline {parallel.pipeline} context {parallel.context} "
+            f"sequence {parallel.sequence}"
+        )
         rows = f"capacity {source.capacity_tokens} shared {source.share_prefix} batch {source.batch}"
         return ReferenceKey(
             weights=self._weights,

@@ -21,6 +21,9 @@ from megatron_dpop.runtime.devices import on_gpu
 # What may change between the starts of one run: nothing that decides what a step computes.
 FREE_TO_CHANGE = ("run.", "logging.", "checkpoint.", "parallel.", "train.recompute", "train.validate_every")
 
+# What `megatron-dpop reference` leaves in a run's folder before the run.
+MADE_BY_REFERENCE = {"reference", "initial", "heartbeat.json"}
+
 PACKAGES = ("torch", "megatron-core", "transformers", "transformer-engine", "safetensors", "numpy")
 
 
@@ -34,13 +37,15 @@ class RunFolder:
         self.initial = self.path / "initial"
         self.metrics = self.path / "metrics.jsonl"
         self.hf = self.path / "hf"
+        self.adapter = self.path / "adapter"
         self.reference = Path(config.reference.cache) if config.reference.cache else self.path / "reference"
 
     def check(self) -> None:
         """Raises UserError where the folder belongs to another config."""
         existing = self.path / "config.yaml"
         if not existing.exists():
-            if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "reference").exists():
+            names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+            if {name for name in names - MADE_BY_REFERENCE if not name.startswith(".")}:
                 raise UserError(f"run.dir: {self.path} holds other files and no run; choose an empty or new folder")
             return
         try:
@@ -87,7 +92,7 @@ def environment(config: Config, world_size: int) -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    model_parallel = config.parallel.tensor * config.parallel.pipeline
+    model_parallel = config.parallel.model_parallel
     return {
         "command": sys.argv,
         "python": platform.python_version(),
@@ -97,6 +102,8 @@ def environment(config: Config, world_size: int) -> dict[str, Any]:
         "layout": {
             "tensor": config.parallel.tensor,
             "pipeline": config.parallel.pipeline,
+            "virtual_pipeline": config.parallel.virtual_pipeline,
+            "context": config.parallel.context,
             "data": world_size // model_parallel,
         },
         "git_commit": _git_commit(),

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from checkpoint_convert.architectures import Architecture
-from megatron_dpop.config.accounting import TRAINING_FACTOR, forward_flops
+from megatron_dpop.config.schema import LoraConfig
+from megatron_dpop.models.lora import seed_dropout
+from megatron_dpop.plan.flops import training_flops
 from megatron_dpop.runtime.devices import on_gpu
 from megatron_dpop.training.batches import RowSource, StepData
 from megatron_dpop.training.engine import Engine
@@ -26,9 +28,9 @@ def train_step(engine: Engine, data: StepData, metrics: StepMetrics, step: int) 
     """
     started = time.perf_counter()
     source = data.source
-    engine.model.zero_grad_buffer()
-    engine.optimizer.zero_grad()
-    row_loss = partial(metrics.row_loss, kl=step_kl(data, step))
+    engine.zero_gradients()
+    seed_dropout(engine.adapters, engine.groups, seed=source.seed, step=step)
+    row_loss = partial(metrics.row_loss, kl=step_kl(data, step, when=f"step {step}"))
     collected = run_rows(engine, data.rows(step), row_loss, forward_only=False)
     values = metrics.reduce(collected)
     if not math.isfinite(values["loss"]):
@@ -47,7 +49,7 @@ def train_step(engine: Engine, data: StepData, metrics: StepMetrics, step: int) 
         "grad_norm": grad_norm,
         "learning_rate": learning_rate,
         **data_metrics(source, step),
-        **speed_metrics(engine.architecture, source, step, seconds, torch.distributed.get_world_size()),
+        **speed_metrics(engine.architecture, engine.lora, source, step, seconds, torch.distributed.get_world_size()),
     }
 
 
@@ -65,13 +67,14 @@ def data_metrics(source: RowSource, step: int) -> dict[str, float]:
 
 
 def speed_metrics(
-    architecture: Architecture, source: RowSource, step: int, seconds: float, devices: int
+    architecture: Architecture, lora: LoraConfig | None, source: RowSource, step: int, seconds: float, devices: int
 ) -> dict[str, float]:
-    """Rates of a training step that took `seconds`; FLOPs count useful work (`megatron_dpop.config.accounting`)."""
+    """Rates of a training step that took `seconds`; FLOPs count useful work (`megatron_dpop.plan.flops`)."""
     examples = source.examples_of_step(step)
     tokens = int(source.shapes.row_tokens[examples].sum())
-    flops = TRAINING_FACTOR * forward_flops(
+    flops = training_flops(
         architecture,
+        lora,
         tokens=tokens,
         scores=int(source.shapes.scores[examples].sum()),
         attended=int(source.shapes.attended[examples].sum()),

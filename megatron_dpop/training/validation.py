@@ -1,5 +1,6 @@
 """The loss and its metrics on held-out data."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -9,27 +10,32 @@ from megatron_dpop.training.batches import RowSource, StepData
 from megatron_dpop.training.forward import run_rows
 from megatron_dpop.training.kl import step_kl
 from megatron_dpop.training.metrics import StepMetrics
+from megatron_dpop.training.non_finite import stop
 
 
 def validation_steps(source: RowSource) -> int:
     return -(-len(source) // source.batch)
 
 
-def validate(data: StepData, metrics: StepMetrics, *, policy_is_reference: bool = False) -> dict[str, float]:
-    """Means over the whole dataset, named `validation/...`.
+def validate(data: StepData, metrics: StepMetrics, step: int, *, policy_is_reference: bool = False) -> dict[str, float]:
+    """Means over the whole dataset, named `validation/...`, of the weights that have taken `step` steps.
 
     Where the policy is the reference, its log-probabilities are the cached ones and no forward pass is needed.
+    Raises NonFiniteError, on all ranks, where a loss is not a finite number.
     """
     engine = data.source.engine
+    when = f"validation at step {step}"
     collected: list[dict[str, Any]] = []
-    for step in range(validation_steps(data.source)):
-        rows = data.rows(step)
+    for batch in range(validation_steps(data.source)):
+        rows = data.rows(batch)
         if policy_is_reference:
             kl = torch.zeros((), device=engine.device) if data.mismatched else None
             collected += [metrics.row_loss(row, row.reference_tensor(), kl=kl)[2] for row in rows]
         else:
-            row_loss = partial(metrics.row_loss, kl=step_kl(data, step))
+            row_loss = partial(metrics.row_loss, kl=step_kl(data, batch, when=when))
             collected += run_rows(engine, rows, row_loss, forward_only=True)
     means = metrics.reduce(collected)
+    if not math.isfinite(means["loss"]):
+        stop(engine, collected, data.source.dataset, f"{when}: the loss is not a finite number")
     means.pop("reference/drift", None)
     return {f"validation/{name}": value for name, value in means.items()}

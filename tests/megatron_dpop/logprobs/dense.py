@@ -66,3 +66,13 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     if expected.numel() == 0:
         return 0.0
     return float((actual.double() - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+
+
+def logprob_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest error of a score, each relative to its own magnitude, or to 1 where that is smaller.
+
+    Not the plain absolute error: fp32 numbers between 8 and 16 are 1e-6 apart, whatever computed them.
+    """
+    if expected.numel() == 0:
+        return 0.0
+    return float(((actual.double() - expected).abs() / expected.abs().clamp(min=1.0)).max())

@@ -18,6 +18,10 @@ BETA = 0.3
 PROMPTS = ["w3 w4 w5", "w6 w7", "w8 w9 w10 w11"]
 CHOSEN = ["w12 w13 w14 w15", "w16 w17", "w18 w19 w20"]
 REJECTED = ["w12 w21 w14 w15", "w16 w22 w23 w24 w25", "w18"]
+PAIR_METRICS = (
+    *("logps/chosen", "logps/rejected"),
+    *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +116,7 @@ def test_pair_losses_equal_trls(tmp_path, tokenizer, trl_loss, section):
         )
     )
     assert output.losses.mean().item() == pytest.approx(expected.item(), rel=1e-5)
-    names = ["logps/chosen", "logps/rejected", "rewards/accuracies"]
-    if trl_loss != "ipo":  # TRL reports IPO's rewards from sums although its loss averages
-        names += ["rewards/chosen", "rewards/rejected", "rewards/margins"]
-    for name in names:
+    for name in PAIR_METRICS:
         assert output.metrics[name].mean().item() == pytest.approx(metrics[name][-1], rel=1e-5), name
 
     parameters = list(policy_model.parameters())

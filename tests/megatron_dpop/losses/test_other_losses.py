@@ -100,6 +100,12 @@ def test_kl_is_a_mean_and_never_negative():
     assert kl_estimate(torch.tensor([]), None).item() == 0.0
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_kl_of_what_is_no_number_shows(bad):
+    """The clamp at zero must not hide a log-probability of minus infinity."""
+    assert not math.isfinite(kl_estimate(torch.tensor([1.0, bad]), None).item())
+
+
 def naive_aft(batch: CompletionBatch) -> torch.Tensor:
     losses = []
     for group in range(batch.num_examples):

@@ -3,8 +3,12 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import numpy as np
+
+from tests.distributed import leave_model_parallel
 
 Arrays = dict[str, np.ndarray]
 
@@ -15,8 +19,9 @@ class Part:
 
     tensor_rank: int
     stage: int
+    replica: int  # data- and context-parallel rank
     loss: float
-    gradients: Arrays  # fp32, by the rank's own parameter names
+    gradients: Arrays  # fp32, reduced over replicas, by parameter name with the layer's place in the whole model
     logps: np.ndarray  # fp32 [examples, completions], the same on all ranks
 
 
@@ -31,8 +36,7 @@ def _part(tree: dict, table: str | None) -> Part:
     from megatron_dpop.runtime import processes
 
     config = config_from_dict(tree, origin="test")
-    parallel = config.parallel
-    device = processes.initialize(tensor=parallel.tensor, pipeline=parallel.pipeline, seed=0)
+    device = processes.initialize(config.parallel, seed=0)
     from megatron.core import parallel_state
 
     from megatron_dpop.training.forward import run_rows
@@ -46,42 +50,66 @@ def _part(tree: dict, table: str | None) -> Part:
     run.load_policy()
     engine, source = run.engine, run.train
     logps = compute_reference(engine, source, 9, lambda _: None)
-    engine.model.zero_grad_buffer()
+    engine.zero_gradients()
     metrics = StepMetrics(engine, run.inputs.loss, source.dataset)
     rows = source.rows(0, np.load(table) if table else logps)
     loss = metrics.reduce(run_rows(engine, rows, metrics.row_loss, forward_only=False))["loss"]
-    gradients = {name: parameter.main_grad.numpy().copy() for name, parameter in engine.module.named_parameters()}
+    for chunk in engine.chunks:
+        gather_reduced(chunk)
+    gradients = {
+        in_whole_model(name, module): parameter.main_grad.numpy().copy()
+        for module in engine.modules
+        for name, parameter in module.named_parameters()
+    }
     part = Part(
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
         stage=parallel_state.get_pipeline_model_parallel_rank(),
+        replica=parallel_state.get_data_parallel_rank(with_context_parallel=True),
         loss=loss,
         gradients=gradients,
         logps=logps,
     )
-    parallel_state.destroy_model_parallel()
+    leave_model_parallel()
     return part
 
 
-def gather(parts: Sequence[Part], *, vocab_size: int, layers: int, tied: bool) -> Arrays:
+def gather_reduced(chunk: Any) -> None:
+    """Under the distributed optimizer each replica's buffer is reduced in its own shard only: completes it."""
+    import torch.distributed as dist
+    from megatron.core.distributed.param_and_grad_buffer import shard_buffer
+
+    if not chunk.ddp_config.use_distributed_optimizer:
+        return
+    for group in chunk.bucket_groups:
+        replicas = group.intra_distributed_optimizer_instance_group
+        for bucket in group.buckets:
+            shard = shard_buffer(bucket.grad_data, replicas.size())[replicas.rank()].clone()
+            dist.all_gather_into_tensor(bucket.grad_data, shard, group=replicas)
+
+
+def in_whole_model(name: str, module: Any) -> str:
+    """Layers are counted within a chunk; Megatron numbers them over the whole model, from 1."""
+    return re.sub(
+        r"layers\.(\d+)", lambda match: f"layers.{module.decoder.layers[int(match[1])].layer_number - 1}", name
+    )
+
+
+def gather(parts: Sequence[Part], *, vocab_size: int, tied: bool) -> Arrays:
     """Whole tensors from every rank's shards; what ranks hold several times must agree."""
     stages = 1 + max(part.stage for part in parts)
     whole: Arrays = {}
-    for stage in range(stages):
-        first_layer = stage * layers // stages
-        ranks = sorted((part for part in parts if part.stage == stage), key=lambda part: part.tensor_rank)
+    replicas = 1 + max(part.replica for part in parts)
+    for stage, replica in product(range(stages), range(replicas)):
+        here = [part for part in parts if part.stage == stage and part.replica == replica]
+        ranks = sorted(here, key=lambda part: part.tensor_rank)
         for name in ranks[0].gradients:
             joined = _join(name, [part.gradients[name] for part in ranks], vocab_size)
-            full_name = _with_layer_offset(name, first_layer)
-            if tied:  # the last stage's copy is called output_layer
-                full_name = full_name.replace("output_layer", "embedding.word_embeddings")
+            # The last stage's copy of a tied embedding is called output_layer.
+            full_name = name.replace("output_layer", "embedding.word_embeddings") if tied else name
             if full_name in whole:
                 np.testing.assert_array_equal(whole[full_name], joined, err_msg=full_name)
             whole[full_name] = joined
     return whole
-
-
-def _with_layer_offset(name: str, offset: int) -> str:
-    return re.sub(r"layers\.(\d+)", lambda match: f"layers.{int(match[1]) + offset}", name)
 
 
 def _join(name: str, shards: list[np.ndarray], vocab_size: int) -> np.ndarray:

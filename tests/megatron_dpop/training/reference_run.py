@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from tests.megatron_dpop.training.adapters import with_shared_inputs
+
 
 @dataclass(frozen=True)
 class Example:
@@ -62,19 +64,24 @@ def read_pairs(tree: dict) -> list[Example]:
     return examples
 
 
-def reference_run(tree: dict) -> list[dict[str, float]]:
+def reference_run(tree: dict, *, adapter: Path | None = None) -> list[dict[str, float]]:
     """Loss, gradient norm and log-probabilities of each step of a config of `tests.tiny`, on pairs."""
-    return reference_steps(tree, read_pairs(tree))
+    return reference_steps(tree, read_pairs(tree), adapter=adapter)
 
 
 def reference_steps(
-    tree: dict, examples: list[Example], mismatched: list[Example] | None = None
+    tree: dict, examples: list[Example], mismatched: list[Example] | None = None, *, adapter: Path | None = None
 ) -> list[dict[str, float]]:
-    """The same for examples of any kind; `mismatched` are what KTO's KL term is estimated from."""
+    """The same for examples of any kind; `mismatched` are what KTO's KL term is estimated from.
+
+    With `adapter`, a PEFT folder, only that is trained.
+    """
     torch.set_num_threads(1)  # a tiny model gains nothing from more, and waits for them on a busy machine
     policy_folder = tree["model"]["path"]
     reference_folder = tree.get("reference", {}).get("model") or policy_folder
     model = LlamaForCausalLM.from_pretrained(policy_folder, dtype=torch.float32)
+    if adapter is not None:
+        model = with_shared_inputs(model, str(adapter))
     frozen = LlamaForCausalLM.from_pretrained(reference_folder, dtype=torch.float32)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() == 1]

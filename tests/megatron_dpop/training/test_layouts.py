@@ -43,6 +43,8 @@ LAYOUTS = {
     "tp2_sequence": ({"tensor": 2, "sequence": True}, 2),
     "pp2": ({"pipeline": 2}, 2),
     "dp2": ({}, 2),
+    "cp2": ({"context": 2}, 2),
+    "pp2_interleaved": ({"pipeline": 2, "virtual_pipeline": 2}, 2),
     "tp2_pp2": ({"tensor": 2, "pipeline": 2}, 4),
 }
 

@@ -1,4 +1,4 @@
-"""A loss that is not a number on one rank stops all of them, says where, and leaves no checkpoint of that step."""
+"""A number of one rank that is not finite stops all of them, says where, and leaves no checkpoint of that step."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from megatron_dpop.rows.schedule import step_examples
-from tests.distributed import run_ranks
+from tests.distributed import leave_model_parallel, run_ranks
 from tests.tiny import write_config, write_model, write_pairs
 from tests.training import train_here
 
@@ -30,19 +30,23 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = load_file(folder / "broken" / "model.safetensors")
     weights["model.embed_tokens.weight"][BAD_TOKEN] = torch.nan
     save_file(weights, folder / "broken" / "model.safetensors", metadata={"format": "pt"})
-    lines = write_pairs(folder / "pairs.jsonl", PAIRS).read_text().replace("w89", "w88").splitlines()
+    lines = write_pairs(folder / "sound.jsonl", PAIRS).read_text().replace("w89", "w88").splitlines()
+    (folder / "sound.jsonl").write_text("\n".join(lines) + "\n")
     bad = json.loads(lines[BAD_PAIR])
     lines[BAD_PAIR] = json.dumps({**bad, "prompt": bad["prompt"] + " w89"})
     (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
 
-def _tree(world: Path, run: str, *, reference: str | None = "sound", **parallel: object) -> dict:
+def _tree(
+    world: Path, run: str, *, reference: str | None = "sound", data: dict | None = None, **parallel: object
+) -> dict:
     return write_config(
         world,
         world / "broken",
         parallel=parallel,
         reference={"model": str(world / reference) if reference else None},
+        data=data or {},
         train={"steps": 3, "global_batch_pairs": BATCH},
         checkpoint={"every": 1},
         run={"dir": str(world / run)},
@@ -50,7 +54,6 @@ def _tree(world: Path, run: str, *, reference: str | None = "sound", **parallel:
 
 
 def errors_here(trees: list[dict]) -> list[str]:
-    from megatron.core import parallel_state
 
     from megatron_dpop.training.non_finite import NonFiniteError
 
@@ -59,7 +62,7 @@ def errors_here(trees: list[dict]) -> list[str]:
         with pytest.raises(NonFiniteError) as raised:
             train_here(tree)
         messages.append(str(raised.value))
-        parallel_state.destroy_model_parallel()
+        leave_model_parallel()
     return messages
 
 
@@ -102,3 +105,30 @@ def test_the_command_says_it_in_one_line(world: Path) -> None:
     message = f"step {BAD_STEP}: the loss is not a finite number (rank 0: example {BAD_PAIR} (pairs))"
     assert failed[0].startswith(f"megatron-dpop: failed: {message}")
     assert done.stderr.rstrip().endswith(failed[0])
+
+
+def test_validation_and_ktos_kl_stop_every_rank_too(world: Path) -> None:
+    held_out = {"train": str(world / "sound.jsonl"), "validation": str(world / "pairs.jsonl")}
+    validated = _tree(world, "validated", data=held_out)
+    kto = {**_tree(world, "kto"), "loss": {"name": "kto"}, "train": {"steps": 3, "global_batch_pairs": 2 * BATCH}}
+    by_rank = run_ranks(errors_here, 2, [validated, kto])
+    assert by_rank[0] == by_rank[1]
+    of_validation, of_kl = by_rank[0]
+    where = rf"\(rank [01]: example {BAD_PAIR} \(pairs\)\)"
+    assert re.match(rf"validation at step 0: the loss is not a finite number {where}; ", of_validation)
+    assert not Path(validated["run"]["dir"], "metrics.jsonl").exists()
+    assert not list(Path(validated["run"]["dir"], "checkpoints").glob("iter_*"))
+
+    step, bad = _first_bad_kto_step()
+    assert of_kl.startswith(f"step {step}: KTO's KL estimate, from prompts with other prompts' completions, is not a")
+    named = re.findall(r"rank [01]: ([^;)]*\))", of_kl)
+    assert sorted(", ".join(named).split(", ")) == [f"example {at} (pairs)" for at in bad]
+
+
+def _first_bad_kto_step() -> tuple[int, list[int]]:
+    """The first step that holds a completion of the bad pair's prompt, and which: KTO trains on both by themselves."""
+    for step in range(PAIRS // BATCH):
+        examples = step_examples(seed=0, step=step, batch=2 * BATCH, examples=2 * PAIRS)
+        if bad := sorted({2 * BAD_PAIR, 2 * BAD_PAIR + 1} & set(examples)):
+            return step, bad
+    raise AssertionError("no step holds the bad prompt")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed import run_ranks
+from tests.distributed import leave_model_parallel, run_ranks
 from tests.tiny import write_config, write_model, write_pairs
 
 
@@ -37,11 +37,11 @@ def said_here(trees: list[dict]) -> list[tuple[str, list[list[float]]]]:
 def _said(tree: dict) -> tuple[str, list[list[float]]]:
     from checkpoint_convert.errors import UserError
     from megatron_dpop.config.load import config_from_dict
+    from megatron_dpop.config.schema import ParallelConfig
     from megatron_dpop.runtime import processes
 
     config = config_from_dict(tree, origin="test")
-    device = processes.initialize(tensor=1, pipeline=1, seed=0)
-    from megatron.core import parallel_state
+    device = processes.initialize(ParallelConfig(), seed=0)
 
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.train import Run
@@ -56,7 +56,7 @@ def _said(tree: dict) -> tuple[str, list[list[float]]]:
             logps = reference.tolist()
         except UserError as error:
             said.write(str(error))
-    parallel_state.destroy_model_parallel()
+    leave_model_parallel()
     return said.getvalue(), logps
 
 

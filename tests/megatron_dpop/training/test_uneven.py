@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.distributed import run_ranks
+from tests.distributed import leave_model_parallel, run_ranks
 from tests.tiny import write_config, write_model, write_pairs
 
 STEPS = 2
@@ -42,11 +42,11 @@ def updated_here(trees: list[dict]) -> list[Result]:
 def _updated(tree: dict) -> Result:
     """Pairs in each row of each step, the trained weights, and the losses."""
     from megatron_dpop.config.load import config_from_dict
+    from megatron_dpop.config.schema import ParallelConfig
     from megatron_dpop.runtime import processes
 
     config = config_from_dict(tree, origin="test")
-    device = processes.initialize(tensor=1, pipeline=1, seed=0)
-    from megatron.core import parallel_state
+    device = processes.initialize(ParallelConfig(), seed=0)
 
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.metrics import StepMetrics
@@ -60,8 +60,8 @@ def _updated(tree: dict) -> Result:
     metrics = StepMetrics(run.engine, run.inputs.loss, data.source.dataset)
     losses = [train_step(run.engine, data, metrics, step)["loss"] for step in range(STEPS)]
     rows = [[len(row) for row in run.train.plan(step).rows] for step in range(STEPS)]
-    weights = {name: value.detach().numpy().copy() for name, value in run.engine.module.named_parameters()}
-    parallel_state.destroy_model_parallel()
+    weights = {name: value.detach().numpy().copy() for name, value in run.engine.modules[0].named_parameters()}
+    leave_model_parallel()
     return rows, weights, losses
 
 

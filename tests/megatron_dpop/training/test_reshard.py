@@ -1,0 +1,104 @@
+"""Checkpoints move between layouts, and survive whatever moment a run is killed at."""
+
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed import kill_ranks_when, run_ranks
+from tests.tiny import write_config, write_model, write_pairs
+from tests.training import train_here
+
+STEPS, SAVED = 6, 3
+RELATIVE = 1e-5
+# Sections beyond the defaults, and ranks. Several data-parallel ranks share the optimizer's state.
+LAYOUTS: dict[str, tuple[dict[str, Any], int]] = {
+    "one": ({}, 1),
+    "one_plain": ({"optimizer": {"distributed": False}}, 1),
+    "tensor": ({"parallel": {"tensor": 2}}, 2),
+    "pipeline": ({"parallel": {"pipeline": 2}}, 2),
+    "interleaved": ({"parallel": {"pipeline": 2, "virtual_pipeline": 2}}, 2),
+    "context": ({"parallel": {"context": 2}}, 2),
+    "data": ({}, 2),
+    "all": ({"parallel": {"tensor": 2, "pipeline": 2, "context": 2}}, 8),
+}
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reshard")
+    write_model(folder / "model")
+    write_pairs(folder / "pairs.jsonl", 20)
+    return folder
+
+
+def _tree(world: Path, run: str, **sections: Any) -> dict[str, Any]:
+    options = {
+        "optimizer": {"lr": 1e-5},
+        "train": {"steps": STEPS},
+        "checkpoint": {"every": SAVED, "keep": 9},
+        "run": {"dir": str(world / run)},
+    }
+    merged = {name: {**options.get(name, {}), **sections.get(name, {})} for name in {*options, *sections}}
+    return write_config(world, world / "model", **merged)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved_at", ["tensor", "interleaved", "data"])
+def test_a_run_goes_on_at_every_other_layout(world: Path, saved_at: str) -> None:
+    sections, ranks = LAYOUTS[saved_at]
+    tree = _tree(world, saved_at, **sections)
+    expected = run_ranks(train_here, ranks, tree)[0]
+    for name, (others, other_ranks) in LAYOUTS.items():
+        if name == "one_plain":
+            continue  # another optimizer, whose state is stored in another form
+        moved = _tree(world, f"{saved_at}_to_{name}", **others)
+        run = Path(moved["run"]["dir"])
+        shutil.copytree(tree["run"]["dir"], run)
+        (run / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(str(SAVED))
+        found = run_ranks(train_here, other_ranks, moved)[0]
+        assert [line["step"] for line in found] == list(range(STEPS))
+        for line, wanted in zip(found[SAVED:], expected[SAVED:], strict=True):
+            for metric in ("loss", "grad_norm", "logps/chosen", "logps/rejected"):
+                assert line[metric] == pytest.approx(wanted[metric], rel=RELATIVE), (name, line["step"], metric)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["one_plain", "data"])
+def test_killed_at_random_moments_a_run_always_goes_on(world: Path, layout: str) -> None:
+    """A checkpoint after every step, so that a kill mostly comes while one is being written."""
+    sections, ranks = LAYOUTS[layout]
+    options = {**sections, "train": {"steps": 2 * KILLS}, "checkpoint": {"every": 1, "keep": 2}}
+    whole = run_ranks(train_here, ranks, _tree(world, f"whole_{layout}", **options))[0]
+    tree = _tree(world, f"killed_{layout}", **options)
+    draw = random.Random(0)
+    for _ in range(KILLS // 2):
+        kill_ranks_when(_some_time_after_a_step(tree, draw), train_here, ranks, tree)
+    found = run_ranks(train_here, ranks, tree)[0]
+    assert len(found) == len(whole)
+    for line, wanted in zip(found, whole, strict=True):
+        assert {name: value for name, value in line.items() if not name.startswith("perf/")} == {
+            name: value for name, value in wanted.items() if not name.startswith("perf/")
+        }
+
+
+def _some_time_after_a_step(tree: dict[str, Any], draw: random.Random) -> Any:
+    """True up to half a second after the run has taken a step since now, or as soon as it has taken two."""
+    metrics = Path(tree["run"]["dir"], "metrics.jsonl")
+
+    def lines() -> int:
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+    first, delay_seconds = lines(), draw.uniform(0, 0.5)
+    stepped: list[float] = []
+
+    def is_due() -> bool:
+        if not stepped and lines() != first:
+            stepped.append(time.monotonic())
+        return bool(stepped) and (time.monotonic() - stepped[0] >= delay_seconds or lines() > first + 1)
+
+    return is_due
