@@ -1,0 +1,90 @@
+"""Every recipe: a dry run at its true size, and all of its stages trained with its `tiny` override."""
+
+import itertools
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from examples.recipes.tiny import write_data
+from megatron_dpop.commands.main import run
+from tests.distributed import run_ranks
+from tests.examples.shapes import write_hollow_model
+from tests.training import train_all
+
+RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+# Trained from the first stage to the last in a job of its own each (tests/slurm).
+ON_SLURM = "smaug-34b"
+GPUS_PER_NODE = 8
+
+
+def stages(recipe: str, folder: Path, *options: object) -> list[list[str]]:
+    """[config's path, run.dir, first model] of each stage, as the tool prints them; paths relative to `folder`."""
+    done = subprocess.run(
+        [sys.executable, RECIPES / "stages.py", *map(str, options), RECIPES / f"{recipe}.yaml"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=folder,
+    )
+    return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+def test_the_papers_recipes_and_todays_are_there() -> None:
+    assert {"smaug-7b", "smaug-34b", "smaug-72b", "mistral-7b", "qwen2.5-72b", "qwen3-32b", "llama3-70b"} == {*NAMES}
+
+
+def test_smaug_34b_has_seven_stages_with_the_papers_values(tmp_path: Path) -> None:
+    configs = [yaml.safe_load((tmp_path / path).read_text()) for path, _, _ in stages("smaug-34b", tmp_path)]
+    assert [config["loss"]["name"] for config in configs] == ["sft", *["dpop"] * 5, "dpo"]
+    for config in configs[1:6]:
+        assert config["loss"] == {"name": "dpop", "beta": 0.3, "lambda": 50.0}
+        assert config["train"]["steps"] == 1000
+        assert config["optimizer"]["lr"] == 5e-5
+    for before, after in itertools.pairwise(configs):
+        assert after["model"]["path"] == f"{before['run']['dir']}/checkpoints"
+    assert [config["checkpoint"]["export_hf"] for config in configs] == [False] * 6 + [True]
+
+
+@pytest.mark.parametrize("recipe", NAMES)
+def test_dry_run_at_its_true_size(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (nodes,) = set(re.findall(r"JOB_NODES=(\d+)", (RECIPES / f"{recipe}.yaml").read_text()))
+    ranks = int(nodes) * GPUS_PER_NODE
+    for config, run_dir, start in stages(recipe, tmp_path):
+        tree = yaml.safe_load(Path(config).read_text())
+        model = Path(start or tree["model"]["path"])
+        if not model.exists():
+            write_hollow_model(model)
+        for split in ("train", "validation"):
+            given = tree["data"].get(split, [])
+            for source in given if isinstance(given, list) else [{"path": given}]:
+                write_data(Path(source["path"]), demonstrations=tree["loss"]["name"] == "sft")
+        assert run(["train", config, "--model.path", str(model), "--dry-run", "--ranks", str(ranks)]) == 0
+        out = capsys.readouterr().out
+        assert re.search(rf"x data \d+ = {ranks} ranks\nrun.dir: {run_dir}\n", out), out
+        assert run(["train", config, "--model.path", str(model), "--dry-run", "--ranks", str(ranks + 1)]) == 2
+        assert not Path(run_dir).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [name for name in NAMES if name != ON_SLURM])
+def test_all_stages_train_with_the_tiny_override(recipe: str, tmp_path: Path) -> None:
+    listed = stages(recipe, tmp_path, "--tiny", tmp_path)
+    trees = [yaml.safe_load(Path(config).read_text()) for config, _, _ in listed]
+    whole = [yaml.safe_load((tmp_path / config).read_text()) for config, _, _ in stages(recipe, tmp_path)]
+    assert [tree["loss"] for tree in trees] == [tree["loss"] for tree in whole]
+    (ranks,) = {tree["parallel"]["tensor"] * tree["parallel"]["pipeline"] for tree in trees}
+    for tree, metrics in zip(trees, run_ranks(train_all, ranks, trees)[0], strict=True):
+        assert [line["step"] for line in metrics][: tree["train"]["steps"]] == list(range(tree["train"]["steps"]))
+        assert all(math.isfinite(line["loss"]) for line in metrics if "loss" in line)
+        # Policy and reference are the same weights, be it a chain's first model or the last stage's result.
+        assert metrics[0]["reference/drift"] == 0.0
