@@ -4,6 +4,9 @@ UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 MODEL ?=
 RUN ?= runs/quickstart
 
+# Every process that a run starts would otherwise compile torch and Megatron-Core anew, for 7 seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test test-slow check clean
 .DEFAULT_GOAL := help
 

@@ -3,17 +3,10 @@
 import multiprocessing
 import os
 import signal
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _rank(function: Callable[..., Any], rank: int, world: int, port: int, queue: Any, args: tuple) -> None:
@@ -27,7 +20,8 @@ def _rank(function: Callable[..., Any], rank: int, world: int, port: int, queue:
         import torch.distributed as dist
 
         torch.set_num_threads(1)
-        dist.init_process_group("gloo", rank=rank, world_size=world)
+        store = dist.TCPStore("127.0.0.1", port, world, is_master=False)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
         result = function(*args)
         queue.put((rank, result, None))
         dist.barrier()
@@ -37,24 +31,27 @@ def _rank(function: Callable[..., Any], rank: int, world: int, port: int, queue:
         raise
 
 
-def _start(function: Callable[..., Any], world_size: int, args: tuple) -> tuple[list[Any], Any]:
+def _start(function: Callable[..., Any], world_size: int, args: tuple) -> tuple[list[Any], Any, Any]:
+    """The ranks' processes, the queue of their results, and the store at which they meet, which must outlive them."""
+    import torch.distributed as dist
+
     # Importing torch and Megatron takes many seconds: one server imports, and each rank is a fork of it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preload"])
     queue = context.Queue()
-    port = _free_port()
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = [
-        context.Process(target=_rank, args=(function, rank, world_size, port, queue, args))
+        context.Process(target=_rank, args=(function, rank, world_size, store.port, queue, args))
         for rank in range(world_size)
     ]
     for process in processes:
         process.start()
-    return processes, queue
+    return processes, queue, store
 
 
 def kill_ranks_when(condition: Callable[[], bool], function: Callable[..., Any], world_size: int, *args: Any) -> None:
     """Starts `function(*args)` on every rank and sends all of them SIGKILL once `condition` holds."""
-    processes, _ = _start(function, world_size, args)
+    processes, _, _store = _start(function, world_size, args)
     deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, "the ranks never came to the point where they were to be killed"
@@ -72,7 +69,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
     `function` must be importable (defined at module level) and return something that pickles, not tensors that
     share memory. The first rank's traceback that fails is raised here.
     """
-    processes, queue = _start(function, world_size, args)
+    processes, queue, _store = _start(function, world_size, args)
     results: list[Any] = [None] * world_size
     try:
         for _ in range(world_size):
@@ -87,3 +84,19 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
             if process.is_alive():
                 process.kill()
     return results
+
+
+def leave_model_parallel() -> None:
+    """Ends a run's process groups inside a rank, for the next run there.
+
+    Megatron-Core only forgets its groups; each keeps gloo's threads, of which a test of thirty layouts would leave
+    thousands.
+    """
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.barrier()
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)

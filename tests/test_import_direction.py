@@ -14,13 +14,14 @@ ALLOWED = {
     "megatron_dpop.config": CONVERTER,
     "megatron_dpop.data": BASE,
     "megatron_dpop.rows": BASE | {"megatron_dpop.data"},
+    "megatron_dpop.plan": BASE | {"megatron_dpop.rows"},
     "megatron_dpop.logprobs": BASE,
     "megatron_dpop.losses": BASE,
     "megatron_dpop.runtime": BASE,
     "megatron_dpop.models": BASE | {"megatron_dpop.rows", "megatron_dpop.logprobs", "megatron_dpop.runtime"},
     "megatron_dpop.report": BASE,
 }
-WITHOUT_TORCH = ("megatron_dpop.config", "megatron_dpop.report")
+WITHOUT_TORCH = ("megatron_dpop.config", "megatron_dpop.plan", "megatron_dpop.report")
 WITHOUT_MEGATRON = ("megatron_dpop.data", "megatron_dpop.rows", "megatron_dpop.logprobs", "megatron_dpop.losses")
 
 

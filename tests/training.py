@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from tests.distributed import leave_model_parallel
+
 
 def train_here(tree: dict) -> list[dict]:
     """Runs a config in this rank, as `megatron-dpop train` does, and returns its metrics."""
@@ -10,16 +12,14 @@ def train_here(tree: dict) -> list[dict]:
     from megatron_dpop.runtime import processes
 
     config = config_from_dict(tree, origin="test")
-    parallel = config.parallel
-    device = processes.initialize(tensor=parallel.tensor, pipeline=parallel.pipeline, seed=config.train.seed)
-    from megatron.core import parallel_state
+    device = processes.initialize(config.parallel, seed=config.train.seed)
 
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.train import Run
 
     run = Run(config, read_inputs(config, progress=False), device)
     run.train_steps()
-    parallel_state.destroy_model_parallel()
+    leave_model_parallel()
     return [json.loads(line) for line in Path(config.run.dir, "metrics.jsonl").read_text().splitlines()]
 
 

@@ -197,8 +197,7 @@ def _score(tree: dict[str, Any], tile: tuple[int, int, int] | None) -> Logps:
     from megatron_dpop.runtime import processes
 
     config = config_from_dict(tree, origin="noise")
-    parallel = config.parallel
-    device = processes.initialize(tensor=parallel.tensor, pipeline=parallel.pipeline, seed=0)
+    device = processes.initialize(config.parallel, seed=0)
     from megatron.core import parallel_state
 
     from megatron_dpop.logprobs.chunking import Chunking

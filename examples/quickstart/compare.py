@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from megatron_dpop.config.schema import ParallelConfig
 from megatron_dpop.runtime import processes
 
 
@@ -17,13 +18,13 @@ def compare(run: Path, text: str) -> dict[str, float]:
     over norm of the logits, both computing in bf16, where each rounds in its own places; `bf16_rounding` is how far
     transformers' bf16 logits lie from its own fp32 ones by the same measure.
     """
-    device = processes.initialize(tensor=1, pipeline=1, seed=0)
+    device = processes.initialize(ParallelConfig(), seed=0)
     from megatron_dpop.training.logits import megatron_logits
 
     tokens = AutoTokenizer.from_pretrained(run / "hf")(text).input_ids
     ours, theirs = {}, {}
     for dtype in (torch.float32, torch.bfloat16):
-        ours[dtype] = megatron_logits(run / "checkpoints", tokens, dtype=dtype, device=device).cpu()
+        ours[dtype] = megatron_logits(run / "checkpoints", [tokens], dtype=dtype, device=device)[0].cpu()
         exported = AutoModelForCausalLM.from_pretrained(run / "hf", dtype=dtype)
         with torch.no_grad():
             theirs[dtype] = exported(torch.tensor([tokens])).logits[0].float()
