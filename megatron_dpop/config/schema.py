@@ -129,6 +129,7 @@ class TrainConfig:
     validate_every: Positive | None = None  # null: before the first step and after the last
     recompute: Literal["none", "selective", "full"] = "none"
     offload_activations: bool = False  # to host memory, of attention and norms; needs a GPU
+    rerun: Literal["validate_results", "report_determinism_stats"] | None = None  # Megatron's diagnosis of bad steps
     deterministic: bool = False  # on GPUs, at some cost in speed; the CPU always is
     seed: Natural = 0
 

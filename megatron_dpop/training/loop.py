@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
@@ -14,6 +15,7 @@ from megatron_dpop.training.console import Console
 from megatron_dpop.training.engine import Engine
 from megatron_dpop.training.heartbeat import Heartbeat
 from megatron_dpop.training.metrics import StepMetrics
+from megatron_dpop.training.reruns import Reruns
 from megatron_dpop.training.run_folder import RunFolder
 from megatron_dpop.training.saving import Saver
 from megatron_dpop.training.step import train_step
@@ -40,6 +42,7 @@ class Loop:
         self.loss = loss
         self.is_writer = dist.get_rank() == 0
         self.board: SummaryWriter | None = None
+        self.reruns = Reruns(config.train.rerun, folder.rejected_results)
         options = config.checkpoint
         self.saver = Saver(
             engine,
@@ -67,7 +70,8 @@ class Loop:
                 if validation and held_out and self._validates_at(step):
                     same = step == 0 and self._starts_as_reference()
                     validated = validate(validation, held_out, step, policy_is_reference=same)
-                trained = train_step(self.engine, train, trained_on, step)
+                    torch.cuda.empty_cache()  # as after the reference pass
+                trained = train_step(self.engine, train, trained_on, self.reruns, step)
                 values = {**trained, **validated}
                 logged = step % self.config.logging.every == 0
                 if logged or validated:

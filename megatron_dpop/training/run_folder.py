@@ -19,7 +19,10 @@ from megatron_dpop.config.load import as_dict, flatten
 from megatron_dpop.runtime.devices import on_gpu
 
 # What may change between the starts of one run: nothing that decides what a step computes.
-FREE_TO_CHANGE = ("run.", "logging.", "checkpoint.", "parallel.", "train.recompute", "train.validate_every")
+FREE_TO_CHANGE = (
+    *("run.", "logging.", "checkpoint.", "parallel."),
+    *("train.recompute", "train.rerun", "train.validate_every"),
+)
 
 # What `megatron-dpop reference` leaves in a run's folder before the run.
 MADE_BY_REFERENCE = {"reference", "initial", "heartbeat.json"}
@@ -38,6 +41,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.hf = self.path / "hf"
         self.adapter = self.path / "adapter"
+        self.rejected_results = self.path / "rejected_results.log"
         self.reference = Path(config.reference.cache) if config.reference.cache else self.path / "reference"
 
     def check(self) -> None:

@@ -19,20 +19,23 @@ from megatron_dpop.training.forward import run_rows
 from megatron_dpop.training.kl import step_kl
 from megatron_dpop.training.metrics import StepMetrics
 from megatron_dpop.training.non_finite import NonFiniteError, stop
+from megatron_dpop.training.reruns import Reruns
 
 
-def train_step(engine: Engine, data: StepData, metrics: StepMetrics, step: int) -> dict[str, Any]:
+def train_step(engine: Engine, data: StepData, metrics: StepMetrics, reruns: Reruns, step: int) -> dict[str, Any]:
     """Trains on one step's examples; returns its metrics, measured before the update.
 
     Raises NonFiniteError, on all ranks and before any weight is touched, where a loss is not a finite number.
     """
     started = time.perf_counter()
     source = data.source
-    engine.zero_gradients()
-    seed_dropout(engine.adapters, engine.groups, seed=source.seed, step=step)
-    row_loss = partial(metrics.row_loss, kl=step_kl(data, step, when=f"step {step}"))
-    collected = run_rows(engine, data.rows(step), row_loss, forward_only=False)
-    values = metrics.reduce(collected)
+    for _ in reruns.attempts():
+        engine.zero_gradients()
+        seed_dropout(engine.adapters, engine.groups, seed=source.seed, step=step)
+        row_loss = partial(metrics.row_loss, kl=step_kl(data, step, when=f"step {step}"))
+        collected = run_rows(engine, data.rows(step), row_loss, forward_only=False)
+        values = metrics.reduce(collected)
+        reruns.judge(values["loss"])
     if not math.isfinite(values["loss"]):
         stop(engine, collected, source.dataset, f"step {step}: the loss is not a finite number")
     learning_rate = engine.optimizer.param_groups[0]["lr"]

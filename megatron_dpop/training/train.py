@@ -97,6 +97,7 @@ class Run:
         """Everything of a run but its export."""
         self.start()
         train, validation = self.step_data()
+        torch.cuda.empty_cache()  # a forward-only pass keeps blocks of other sizes than training needs
         first_step = self.load_policy()
         loop = Loop(self.config, self.engine, self.folder, self.inputs.loss, self.console, self.heartbeat, self.stop)
         loop.run(train, validation, first_step=first_step)

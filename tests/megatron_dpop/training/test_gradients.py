@@ -85,6 +85,7 @@ LAYOUTS: dict[int, list[Layout]] = {
         {"parallel": {"tensor": 2, **VIRTUAL}},
         {"parallel": {"tensor": 2, "context": 2}},
         {"parallel": {"tensor": 2}},
+        {"parallel": {"pipeline": 2}},
         {"parallel": {"pipeline": 2, "context": 2}},
         {"parallel": {**VIRTUAL, "context": 2}, "train": {"recompute": "full"}},
         {"parallel": {**VIRTUAL, "overlap": True}},
@@ -99,6 +100,7 @@ LAYOUTS: dict[int, list[Layout]] = {
         {"parallel": {"tensor": 2, "pipeline": 2}},
         {"parallel": {"tensor": 2, **VIRTUAL}, **PLAIN},
         {"parallel": {"tensor": 2, "context": 2}},
+        {"parallel": {"pipeline": 2, "context": 2}},
         {"parallel": {**VIRTUAL, "context": 2}},
     ],
 }

@@ -50,6 +50,7 @@ def _updated(tree: dict) -> Result:
 
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.metrics import StepMetrics
+    from megatron_dpop.training.reruns import Reruns
     from megatron_dpop.training.step import train_step
     from megatron_dpop.training.train import Run
 
@@ -58,7 +59,7 @@ def _updated(tree: dict) -> Result:
     data, _ = run.step_data()
     run.load_policy()
     metrics = StepMetrics(run.engine, run.inputs.loss, data.source.dataset)
-    losses = [train_step(run.engine, data, metrics, step)["loss"] for step in range(STEPS)]
+    losses = [train_step(run.engine, data, metrics, Reruns(), step)["loss"] for step in range(STEPS)]
     rows = [[len(row) for row in run.train.plan(step).rows] for step in range(STEPS)]
     weights = {name: value.detach().numpy().copy() for name, value in run.engine.modules[0].named_parameters()}
     leave_model_parallel()
