@@ -1,6 +1,7 @@
 """Every recipe: a dry run at its true size, and all of its stages trained with its `tiny` override."""
 
 import itertools
+import json
 import math
 import re
 import subprocess
@@ -21,6 +22,7 @@ NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 # Trained from the first stage to the last in a job of its own each (tests/slurm).
 ON_SLURM = "smaug-34b"
 GPUS_PER_NODE = 8
+METAMATH = ("--pair", "90,190,95")  # the lengths for which recipes state their memory
 
 
 def stages(recipe: str, folder: Path, *options: object) -> list[list[str]]:
@@ -33,6 +35,12 @@ def stages(recipe: str, folder: Path, *options: object) -> list[list[str]]:
         cwd=folder,
     )
     return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+def stated_memory(recipe: str) -> dict[str, str]:
+    """GiB of each part, and in all, as the recipe's header has them."""
+    (line,) = re.findall(r"^# Memory of a GPU, GiB: (.*) of 79\.1\.$", recipe, flags=re.MULTILINE)
+    return {part.replace("with buffers", "total"): size for part, size in re.findall(r"([a-z][a-z ]*) ([\d.]+)", line)}
 
 
 def test_the_papers_recipes_and_todays_are_there() -> None:
@@ -59,6 +67,7 @@ def test_dry_run_at_its_true_size(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (nodes,) = set(re.findall(r"JOB_NODES=(\d+)", (RECIPES / f"{recipe}.yaml").read_text()))
     ranks = int(nodes) * GPUS_PER_NODE
+    stated = stated_memory((RECIPES / f"{recipe}.yaml").read_text())
     for config, run_dir, start in stages(recipe, tmp_path):
         tree = yaml.safe_load(Path(config).read_text())
         model = Path(start or tree["model"]["path"])
@@ -73,6 +82,9 @@ def test_dry_run_at_its_true_size(
         assert re.search(rf"x data \d+ = {ranks} ranks\nrun.dir: {run_dir}\n", out), out
         assert run(["train", config, "--model.path", str(model), "--dry-run", "--ranks", str(ranks + 1)]) == 2
         assert not Path(run_dir).exists()
+    assert run(["plan", config, "--model.path", str(model), "--gpus", str(ranks), *METAMATH, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["memory_bytes"]
+    assert stated == {part: f"{planned[part] / 2**30:.1f}" for part in stated}
 
 
 @pytest.mark.slow
