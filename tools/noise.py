@@ -1,9 +1,10 @@
 """How far log-probabilities of the same pairs differ when only packing, layout or tiling differs:
 
     python tools/noise.py MODEL PAIRS --pairs 16
+    python tools/noise.py MODEL PAIRS --pairs 16 --fp8     # FP8 products, emulated (tools/fp8_emulation.py)
 
 MODEL is a Hugging Face or Megatron checkpoint folder. Every setting scores the same pairs with the same weights; each
-is compared with the first as a policy with its reference, and DPOP's hinge shows what it makes of the difference.
+is compared with another as a policy with its reference, and DPOP's hinge shows what it makes of the difference.
 """
 
 import argparse
@@ -32,6 +33,9 @@ class Setting:
     parallel: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     tile: tuple[int, int, int] | None = None  # scored tokens, vocabulary entries, rows' multiple
+    fp8: str | None = None  # recipe
+    passes: int = 1  # over the pairs; the last one's numbers are taken
+    reference: str = "one rank"  # the setting that it is compared with
 
 
 BASE = Setting("one rank")
@@ -47,10 +51,21 @@ SETTINGS = (
     Setting("tensor 2, sequence parallel", 2, {"tensor": 2, "sequence": True, "pad_heads": True}),
 )
 
+OTHER_ROWS = {"row_tokens": ROW_TOKENS // 2}
+FP8_SETTINGS = (
+    BASE,
+    *(Setting(f"FP8 {recipe}, reference in bf16", fp8=recipe) for recipe in ("tensorwise", "blockwise", "delayed")),
+    *(
+        Setting(f"FP8 {recipe}, other rows", data=OTHER_ROWS, fp8=recipe, reference=f"FP8 {recipe}, reference in bf16")
+        for recipe in ("tensorwise", "blockwise")
+    ),
+    Setting("FP8 delayed, a pass later", fp8="delayed", passes=2, reference="FP8 delayed, reference in bf16"),
+)
+
 
 @dataclass(frozen=True)
 class Noise:
-    """Of one setting as the policy, with the base as its reference. Nats, summed over a completion's tokens."""
+    """Of one setting as the policy, with another as its reference. Nats, summed over a completion's tokens."""
 
     precision: str
     setting: str
@@ -67,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("pairs_file", type=Path, metavar="PAIRS")
     parser.add_argument("--pairs", type=int, default=16, help="how many pairs are scored")
     parser.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), default=["bf16", "fp32"])
+    parser.add_argument("--fp8", action="store_true", help="FP8 recipes in place of layouts and tiles, in bf16")
     parser.add_argument("--lambda", dest="steepness", type=float, default=50.0)
     parser.add_argument("--beta", type=float, default=0.3)
     parser.add_argument("--json", type=Path, help="also write the numbers here")
@@ -81,19 +97,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace, scratch: Path) -> list[Noise]:
     model = _as_megatron(options.model, scratch)
-    jobs = [(precision, setting) for precision in options.precision for setting in SETTINGS]
+    precisions = ["bf16"] if options.fp8 else options.precision
+    settings = FP8_SETTINGS if options.fp8 else SETTINGS
+    jobs = [(precision, setting) for precision in precisions for setting in settings]
     logps: dict[tuple[str, str], Logps] = {}
     for ranks in sorted({setting.ranks for _, setting in jobs}):
         batch = [job for job in jobs if job[1].ranks == ranks]
         trees = [_tree(options, model, scratch, *job) for job in batch]
-        tables = _on_ranks(ranks, trees, [setting.tile for _, setting in batch], scratch / f"ranks_{ranks}.npz")
+        tables = _on_ranks(ranks, trees, [setting for _, setting in batch], scratch / f"ranks_{ranks}.npz")
         logps |= {(precision, setting.name): table for (precision, setting), table in zip(batch, tables, strict=True)}
     found = [
-        compare(precision, setting.name, logps[precision, setting.name], logps[precision, BASE.name], options)
+        compare(precision, setting.name, logps[precision, setting.name], logps[precision, setting.reference], options)
         for precision, setting in jobs
         if setting is not BASE
     ]
-    if {"bf16", "fp32"} <= set(options.precision):
+    if {"bf16", "fp32"} <= set(precisions):
         found.append(compare("bf16", "reference in fp32", logps["bf16", BASE.name], logps["fp32", BASE.name], options))
     return found
 
@@ -162,15 +180,14 @@ def _tree(options: argparse.Namespace, model: Path, scratch: Path, precision: st
     }
 
 
-def _on_ranks(
-    ranks: int, trees: list[dict[str, Any]], tiles: list[tuple[int, int, int] | None], result: Path
-) -> list[Logps]:
+def _on_ranks(ranks: int, trees: list[dict[str, Any]], settings: list[Setting], result: Path) -> list[Logps]:
     """Scores under each config in processes of their own; one table a config."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_rank, args=(rank, ranks, port, trees, tiles, result)) for rank in range(ranks)]
+    arguments = (ranks, port, trees, settings, result)
+    processes = [context.Process(target=_rank, args=(rank, *arguments)) for rank in range(ranks)]
     for process in processes:
         process.start()
     for process in processes:
@@ -181,23 +198,24 @@ def _on_ranks(
         return [tables[str(at)] for at in range(len(trees))]
 
 
-def _rank(rank: int, ranks: int, port: int, trees: list[Any], tiles: list[Any], result: Path) -> None:
+def _rank(rank: int, ranks: int, port: int, trees: list[Any], settings: list[Setting], result: Path) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
-    tables = {str(at): _score(tree, tile) for at, (tree, tile) in enumerate(zip(trees, tiles, strict=True))}
+    tables = {str(at): _score(*job) for at, job in enumerate(zip(trees, settings, strict=True))}
     if rank == 0:
         np.savez(result, **tables)  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
 
 
-def _score(tree: dict[str, Any], tile: tuple[int, int, int] | None) -> Logps:
+def _score(tree: dict[str, Any], setting: Setting) -> Logps:
     """Log-probabilities of the first step's pairs, by the trainer's own reference pass."""
     from megatron_dpop.config.load import config_from_dict
     from megatron_dpop.runtime import processes
 
     config = config_from_dict(tree, origin="noise")
     device = processes.initialize(config.parallel, seed=0)
+    from fp8_emulation import emulate_fp8
     from megatron.core import parallel_state
 
     from megatron_dpop.logprobs.chunking import Chunking
@@ -208,12 +226,14 @@ def _score(tree: dict[str, Any], tile: tuple[int, int, int] | None) -> Logps:
 
     class TiledSource(RowSource):
         def rows(self, step: int, reference: ReferenceLogps | None) -> list[RowBatch]:
-            chunking = Chunking(*tile) if tile else None
+            chunking = Chunking(*setting.tile) if setting.tile else None
             rows = super().rows(step, reference)
             return [replace(row, scores=replace(row.scores, chunking=chunking)) for row in rows]
 
     run = Run(config, read_inputs(config, progress=False), device)
     run.load_policy()
+    if setting.fp8:
+        emulate_fp8(run.engine.modules, setting.fp8)
     source = TiledSource(
         run.train.dataset,
         run.engine,
@@ -223,7 +243,8 @@ def _score(tree: dict[str, Any], tile: tuple[int, int, int] | None) -> Logps:
         seed=config.train.seed,
         shuffle=True,
     )
-    logps = compute_reference(run.engine, source, 1, lambda _: None)
+    for _ in range(setting.passes):
+        logps = compute_reference(run.engine, source, 1, lambda _: None)
     parallel_state.destroy_model_parallel()
     return logps[source.examples_of_step(0)]
 
