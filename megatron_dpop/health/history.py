@@ -43,12 +43,6 @@ class History:
         series = self.series(name)
         return series[-count:] if len(series) >= count else ()
 
-    def before(self, name: str, newest: int, *, least: int, most: int) -> Sequence[Point]:
-        """`least` to `most` points that come before the last `newest`; none where there are fewer."""
-        series = self.series(name)
-        end = max(0, len(series) - newest)
-        return series[max(0, end - most) : end] if end >= least else ()
-
     def up_to(self, name: str, step: int, count: int) -> Sequence[Point]:
         """The last `count` points (or fewer) at or before `step`."""
         return [point for point in self.series(name) if point.step <= step][-count:]

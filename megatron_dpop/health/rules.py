@@ -25,18 +25,21 @@ DRIFT_NATS = 0.01  # times DPOP's beta 0.3 and lambda 50: 0.15 of the loss
 
 EXPLODED_TIMES = 10.0
 EXPLODED_LINES = 5
-EXPLODED_BEFORE = (10, 50)  # least and most lines to compare with
+EXPLODED_LEAST_BEFORE = 10
+EXPLODED_MOST_BEFORE = 50
 
 HALF_ACCURACY = 0.55
 HALF_LINES = 50
 
 PARTED_RATIO = 1.1
 PARTED_LEAST = 0.02  # of a loss; where the best is nearly 0, a tenth of it is noise
+PARTED_ACCURACY = 0.05  # fewer pairs won
 PARTED_LINES = 10
 
 SLOWED_RATIO = 0.7
 SLOWED_LINES = 10
-SLOWED_BEFORE = (20, 100)
+SLOWED_LEAST_BEFORE = 20
+SLOWED_MOST_BEFORE = 100
 
 
 @dataclass(frozen=True)
@@ -100,24 +103,32 @@ def reference_drift(history: History) -> str | None:
         return None
     return (
         f"before any training, policy and reference differ by up to {drift:.2g} nats on a completion: the reference "
-        "was computed with other weights, precision or layout. Delete reference.cache, so that this run computes its own."
+        "was computed with other weights, precision or layout. Delete the cache, so that it is computed anew."
     )
 
 
 def exploding_gradients(history: History) -> str | None:
     norm = history.line.get("grad_norm")
-    if norm is not None and not math.isfinite(norm):
+    if norm is None:
+        return None
+    if not math.isfinite(norm):
         return f"at step {history.step}, the gradient's norm is not a finite number. Lower optimizer.lr."
-    recent = history.newest("grad_norm", EXPLODED_LINES)
-    least, most = EXPLODED_BEFORE
-    earlier = history.before("grad_norm", EXPLODED_LINES, least=least, most=most)
-    if not recent or not earlier or median(recent) < EXPLODED_TIMES * median(earlier) or median(recent) == 0:
+    norms = _alike(history)
+    recent, earlier = norms[-EXPLODED_LINES:], norms[:-EXPLODED_LINES][-EXPLODED_MOST_BEFORE:]
+    if len(earlier) < EXPLODED_LEAST_BEFORE or median(recent) <= EXPLODED_TIMES * median(earlier):
         return None
     return (
         f"{_steps(recent)}, the gradient's norm is {median(recent):.3g} in the median, after {median(earlier):.3g} in "
-        f"the {len(earlier)} lines before. Lower optimizer.lr, lengthen optimizer.warmup_steps, and see that "
+        f"{len(earlier)} lines before. Lower optimizer.lr, lengthen optimizer.warmup_steps, and see that "
         "optimizer.clip_norm is on."
     )
+
+
+def _alike(history: History) -> Sequence[Point]:
+    """Gradient norms of lines like the newest: an active DPOP penalty alone makes them a hundred times larger."""
+    norms = history.series("grad_norm")[-3 * (EXPLODED_LINES + EXPLODED_MOST_BEFORE) :]
+    penalised = {point.step for point in history.series("dpop/active_fraction")[-len(norms) :] if point.value > 0}
+    return [point for point in norms if (point.step in penalised) == (history.step in penalised)]
 
 
 def accuracy_at_half(history: History) -> str | None:
@@ -145,21 +156,26 @@ def validation_parting(history: History) -> str | None:
     if not then or not recent:
         return None
     has_risen = now.value >= best.value + max(PARTED_LEAST, (PARTED_RATIO - 1) * abs(best.value))
-    if not has_risen or mean(recent) >= mean(then):
+    if not has_risen or mean(recent) >= mean(then) or not _wins_fewer_on_validation(history):
         return None
     return (
         f"at step {now.step}, the validation loss is {now.value:.3g}, after {best.value:.3g} at step {best.step}, "
-        f"while the training loss went from {mean(then):.3g} to {mean(recent):.3g}: the model learns its pairs by heart. "
-        f"Stop at step {best.step}, use more pairs or fewer steps, or lower optimizer.lr."
+        f"while the training loss went from {mean(then):.3g} to {mean(recent):.3g}: the pairs are learnt by "
+        f"heart. Stop at step {best.step}, use more pairs or fewer steps, or lower optimizer.lr."
     )
+
+
+def _wins_fewer_on_validation(history: History) -> bool:
+    """True also where there is no accuracy. A few pairs with a large DPOP penalty raise the loss and still are won."""
+    trained, held_out = history.newest(ACCURACY, PARTED_LINES), history.newest(VALIDATION + ACCURACY, 1)
+    return not trained or not held_out or mean(held_out) <= mean(trained) - PARTED_ACCURACY
 
 
 def throughput_drop(history: History) -> str | None:
     for name, unit in (("perf/tokens_per_second", "tokens/s"), ("perf/pairs_per_second", "pairs/s")):
         recent = history.newest(name, SLOWED_LINES)
-        least, most = SLOWED_BEFORE
-        earlier = history.before(name, SLOWED_LINES, least=least, most=most)
-        if recent and earlier:
+        earlier = history.series(name)[-SLOWED_LINES - SLOWED_MOST_BEFORE : -SLOWED_LINES]
+        if len(earlier) >= SLOWED_LEAST_BEFORE:
             if median(recent) > SLOWED_RATIO * median(earlier):
                 return None
             return (
