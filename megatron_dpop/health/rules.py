@@ -98,11 +98,12 @@ def penalty_everywhere(history: History) -> str | None:
 
 
 def reference_drift(history: History) -> str | None:
-    drift = history.line.get("reference/drift", 0.0)
-    if history.step > 0 or history.settings.get("reference.model") is not None or drift <= DRIFT_NATS:
+    drift = history.newest("reference/drift", 1)
+    is_start = history.step == 0 and history.settings.get("reference.model") is None
+    if not is_start or not drift or drift[0].value <= DRIFT_NATS:
         return None
     return (
-        f"before any training, policy and reference differ by up to {drift:.2g} nats on a completion: the reference "
+        f"before any training, policy and reference differ by up to {drift[0].value:.2g} nats on a completion: the reference "
         "was computed with other weights, precision or layout. Delete the cache, so that it is computed anew."
     )
 
