@@ -103,8 +103,8 @@ def reference_drift(history: History) -> str | None:
     if not is_start or not drift or drift[0].value <= DRIFT_NATS:
         return None
     return (
-        f"before any training, policy and reference differ by up to {drift[0].value:.2g} nats on a completion: the reference "
-        "was computed with other weights, precision or layout. Delete the cache, so that it is computed anew."
+        f"before any training, policy and reference differ by up to {drift[0].value:.2g} nats on a completion: "
+        "the reference was computed with other weights, precision, packing or layout. Delete its cache: it is made anew."
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_dpop.report.catalogue import ACCURACY, CHOSEN, CHOSEN_LOGP
+from megatron_dpop.report.health import HealthNote, health_notes
 from megatron_dpop.report.run import Run
 from megatron_dpop.report.tables import result_prefix, result_steps
 from megatron_dpop.report.text import number
@@ -22,6 +23,7 @@ class Finding:
     chosen: str  # nats relative to the reference, with its sign; a dash where the run has no reference
     accuracy: str
     sentence: str
+    health: Sequence[HealthNote]
     notes: Sequence[str]
 
 
@@ -34,6 +36,7 @@ def finding(run: Run) -> Finding:
         chosen=number(values.get(CHOSEN), signed=True),
         accuracy=number(values.get(ACCURACY), style="percent"),
         sentence=_sentence(run, values),
+        health=health_notes(run),
         notes=run.notes,
     )
 
