@@ -31,7 +31,7 @@ EXPLODED_MOST_BEFORE = 50
 HALF_ACCURACY = 0.55
 HALF_LINES = 50
 
-PARTED_RATIO = 1.1
+PARTED_SHARE = 0.1  # of the least loss
 PARTED_LEAST = 0.02  # of a loss; where the best is nearly 0, a tenth of it is noise
 PARTED_ACCURACY = 0.05  # fewer pairs won
 PARTED_LINES = 10
@@ -104,7 +104,7 @@ def reference_drift(history: History) -> str | None:
         return None
     return (
         f"before any training, policy and reference differ by up to {drift[0].value:.2g} nats on a completion: "
-        "the reference was computed with other weights, precision, packing or layout. Delete its cache: it is made anew."
+        "the reference was computed with other weights, precision, packing or layout. Delete its cache."
     )
 
 
@@ -156,7 +156,7 @@ def validation_parting(history: History) -> str | None:
     then, recent = history.up_to("loss", best.step, PARTED_LINES), history.newest("loss", PARTED_LINES)
     if not then or not recent:
         return None
-    has_risen = now.value >= best.value + max(PARTED_LEAST, (PARTED_RATIO - 1) * abs(best.value))
+    has_risen = now.value >= best.value + max(PARTED_LEAST, PARTED_SHARE * abs(best.value))
     if not has_risen or mean(recent) >= mean(then) or not _wins_fewer_on_validation(history):
         return None
     return (

@@ -10,9 +10,31 @@ import pytest
 from megatron_dpop.config.schema import RuleName
 from megatron_dpop.health import Monitor
 from megatron_dpop.health.monitor import Finding, findings
-from megatron_dpop.health.rules import RULES
+from megatron_dpop.health.rules import (
+    ACTIVE_FRACTION,
+    ACTIVE_LINES,
+    DRIFT_NATS,
+    EXPLODED_LEAST_BEFORE,
+    EXPLODED_LINES,
+    EXPLODED_MOST_BEFORE,
+    EXPLODED_TIMES,
+    FALLEN_LINES,
+    FALLEN_NATS,
+    HALF_ACCURACY,
+    HALF_LINES,
+    PARTED_ACCURACY,
+    PARTED_LEAST,
+    PARTED_LINES,
+    RULES,
+    SLOWED_LEAST_BEFORE,
+    SLOWED_LINES,
+    SLOWED_MOST_BEFORE,
+    SLOWED_RATIO,
+    WON_ACCURACY,
+)
 from tests.megatron_dpop.health.histories import Lines, changed, healthy
 
+ROOT = Path(__file__).parents[3]
 QUICKSTART = Path(__file__).parent / "quickstart"
 CHOSEN, ACCURACY = "logps/chosen_minus_reference", "rewards/accuracies"
 
@@ -24,6 +46,41 @@ def _found(lines: Lines, **settings: Any) -> dict[str, Finding]:
 
 def test_every_rule_has_its_name_in_the_config() -> None:
     assert tuple(rule.name for rule in RULES) == get_args(RuleName)
+
+
+@pytest.mark.parametrize(
+    ("rule", "numbers"),
+    [
+        ("chosen_below_reference", [f"{FALLEN_LINES} lines", f"{FALLEN_NATS:g} nat ", f"at least {WON_ACCURACY:g}"]),
+        ("penalty_everywhere", [f"{ACTIVE_LINES} lines", f"at least {ACTIVE_FRACTION:g}"]),
+        ("reference_drift", [f"{DRIFT_NATS:g} nats"]),
+        (
+            "exploding_gradients",
+            [
+                f"of {EXPLODED_LINES} lines",
+                f"{EXPLODED_TIMES:g} times",
+                f"the {EXPLODED_LEAST_BEFORE} to {EXPLODED_MOST_BEFORE} before",
+            ],
+        ),
+        ("accuracy_at_half", [f"{HALF_LINES} lines", f"below {HALF_ACCURACY:g}"]),
+        (
+            "validation_parting",
+            [f"a tenth (and {PARTED_LEAST:g})", f"{PARTED_LINES} lines", f"{100 * PARTED_ACCURACY:g} points"],
+        ),
+        (
+            "throughput_drop",
+            [
+                f"{SLOWED_LINES} lines",
+                f"at most {SLOWED_RATIO:g} ",
+                f"the {SLOWED_LEAST_BEFORE} to {SLOWED_MOST_BEFORE} before",
+            ],
+        ),
+    ],
+)
+def test_the_documented_thresholds_are_the_rules(rule: str, numbers: list[str]) -> None:
+    text = (ROOT / "docs" / "monitoring.md").read_text()
+    (row, _) = [line for line in text.splitlines() if line.startswith(f"| `{rule}` |")]
+    assert [number for number in numbers if number not in row] == []
 
 
 @pytest.mark.parametrize("seed", range(10))
