@@ -14,6 +14,7 @@ from tests.tiny import write_config, write_model, write_pairs
 from tests.training import train_all, train_here
 
 STEPS = 14
+EVERY = 2  # steps of a checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,9 @@ def _tree(world: Path, loss: str, run: str | None = None, **logging: object) -> 
     tree = write_config(
         world,
         world / "sft" / "checkpoints",
+        optimizer={"lr": 2e-3},
         train={"steps": STEPS, "global_batch_pairs": 8},
-        checkpoint={"every": 4},
+        checkpoint={"every": EVERY, "keep": STEPS},
         logging=logging,
         run={"dir": str(world / (run or loss))},
     )
@@ -61,19 +63,17 @@ def test_dpo_is_named_and_dpop_is_not(world: Path) -> None:
     assert seen["rule"] == "chosen_below_reference"
     assert "loss.name dpop" in seen["what"]
     assert "chosen_below_reference" not in {seen["rule"] for seen in _sightings(world / "dpop")}
-    assert _sightings(world / "sft") == []
+    assert _of_results(world / "sft") == []
 
 
 def test_a_resumed_run_knows_what_an_uninterrupted_one_does(world: Path) -> None:
     """From a checkpoint before the finding, and from one after it, with another run's words in the file."""
     wanted = _of_results(world / "dpo")
-    health, tracker = (
-        world / "dpo" / "health.jsonl",
-        world / "dpo" / "checkpoints" / "latest_checkpointed_iteration.txt",
-    )
-    assert 8 < wanted[0]["step"] < 12
-    for iteration in (8, 12):
-        tracker.write_text(str(iteration))
+    health = world / "dpo" / "health.jsonl"
+    before = wanted[0]["step"] // EVERY * EVERY
+    assert 0 < before < before + EVERY < STEPS
+    for iteration in (before, before + EVERY):
+        (world / "dpo" / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(str(iteration))
         with health.open("a") as file:
             file.write('{"step": 13, "rule": "from a step that was lost"')
         run_ranks(train_here, 1, _tree(world, "dpo"))
@@ -103,23 +103,18 @@ def test_stops_all_ranks_after_one_step_and_goes_on_when_started_again(world: Pa
     assert _of_results(world / "stopped") == [seen]
 
 
-def test_a_reference_of_another_packing_is_seen_at_step_0(world: Path) -> None:
-    """Without shared prefixes bf16 rounds otherwise: what `reference.cache` holds is not what this run computes."""
-    trees = [
-        {**_tree(world, "dpop", f"drift_{shared}"), "precision": {"params": "bf16"}, "train": {"steps": 1}}
-        for shared in (False, True)
-    ]
-    for tree, shared in zip(trees, (False, True), strict=True):
-        tree["reference"] = {"cache": str(world / "cache")}
-        tree["data"] = {**tree["data"], "share_prefix": shared}
-        tree["model"] = {"path": str(world / "model")}
+def test_a_reference_of_another_precision_is_seen_at_step_0(world: Path) -> None:
+    """What `reference.cache` holds is not what this run would compute: it goes on with a warning, and is told why."""
+    trees = []
+    for precision in ("fp32", "bf16"):
+        tree = _tree(world, "dpop", f"drift_{precision}")
+        tree |= {"precision": {"params": precision}, "reference": {"cache": str(world / "cache")}}
+        trees.append({**tree, "model": {"path": str(world / "model")}, "train": {"steps": 1, "global_batch_pairs": 8}})
     first, second = run_ranks(train_all, 1, trees)[0]
     assert first[0]["reference/drift"] == 0
     assert second[0]["reference/drift"] > 0.01
-    assert [[seen["rule"] for seen in _sightings(Path(tree["run"]["dir"]))] for tree in trees] == [
-        [],
-        ["reference_drift"],
-    ]
+    seen = [[sighting["rule"] for sighting in _sightings(Path(tree["run"]["dir"]))] for tree in trees]
+    assert seen == [[], ["reference_drift"]]
 
 
 @pytest.mark.slow
