@@ -13,7 +13,7 @@ from tests.distributed import leave_model_parallel, run_ranks
 from tests.tiny import write_config, write_model, write_pairs
 from tests.training import train_all, train_here
 
-STEPS = 14
+STEPS = 18
 EVERY = 2  # steps of a checkpoint
 
 
@@ -39,7 +39,7 @@ def _tree(world: Path, loss: str, run: str | None = None, **logging: object) -> 
     tree = write_config(
         world,
         world / "sft" / "checkpoints",
-        optimizer={"lr": 2e-3},
+        optimizer={"lr": 1e-3},
         train={"steps": STEPS, "global_batch_pairs": 8},
         checkpoint={"every": EVERY, "keep": STEPS},
         logging=logging,
