@@ -6,7 +6,7 @@
 set -euo pipefail
 
 # Exit codes of `megatron-dpop` (docs/cluster.md).
-readonly BAD_INPUT=2 STOPPED=75
+readonly BAD_INPUT=2 UNHEALTHY=3 STOPPED=75
 # A job that was restarted so often without getting further would go on so for ever.
 readonly MOST_IDLE_RESTARTS=3
 # How often a job looks at its nodes, and how long the others may go on once one has failed.
@@ -183,7 +183,7 @@ wait_for() {
     trap - TERM
     # What one node says of itself is the job's result, whatever srun did to the others meanwhile; the gravest last.
     local known
-    for known in 1 "$STOPPED" "$BAD_INPUT"; do
+    for known in 1 "$STOPPED" "$UNHEALTHY" "$BAD_INPUT"; do
         ! exit_codes | grep -qx "$known" || code=$known
     done
 }
@@ -233,6 +233,8 @@ finish_job() {
         say "finished"
     elif ((code == BAD_INPUT)); then
         say "bad input, see above; not requeued"
+    elif ((code == UNHEALTHY)); then
+        say "unhealthy, see above; saved, not requeued"
     else
         state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --states all --format %T 2>/dev/null || true)
         if [[ $state == RUNNING ]]; then

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from checkpoint_convert.errors import UserError
 from megatron_dpop.commands import data, plan, report, train
 from megatron_dpop.runtime import exits
-from megatron_dpop.runtime.stop import StoppedError
+from megatron_dpop.runtime.stop import StoppedError, UnhealthyError
 
 LOST_PEER = "by peer"  # gloo and NCCL: "Connection closed by peer", "Connection reset by peer"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -31,6 +31,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         exits.report("error", str(error))
         return exits.BAD_INPUT
+    except UnhealthyError as error:
+        exits.report("unhealthy", str(error))
+        return exits.UNHEALTHY
     except StoppedError:
         return exits.STOPPED
     except BrokenPipeError:

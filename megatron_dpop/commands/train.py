@@ -69,9 +69,11 @@ def _check(config: Config, *, is_training: bool) -> None:
     """Everything that can be found wrong before a process is started."""
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.run_folder import RunFolder
+    from megatron_dpop.training.weights_and_biases import check_installed
 
     if is_training:
         RunFolder(config).check()
+        check_installed(config.logging.wandb)
     inputs = read_inputs(config)
     for dataset in (inputs.train, inputs.validation):
         for line in dataset.describe() if dataset else ():
@@ -94,10 +96,12 @@ def _rank(config: Config, stop: StopRequest, *, is_training: bool) -> int:
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.run_folder import RunFolder
     from megatron_dpop.training.train import compute_references, train
+    from megatron_dpop.training.weights_and_biases import check_installed
 
     inputs = read_inputs(config, progress=False)
     if is_training:
         RunFolder(config).check()
+        check_installed(config.logging.wandb)
         train(config, inputs, device, stop)
     else:
         compute_references(config, inputs, device, stop)

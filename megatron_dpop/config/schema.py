@@ -2,7 +2,7 @@
 
 import difflib
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -142,10 +142,47 @@ class CheckpointConfig:
     export_hf: bool = True
 
 
+def _as_wandb(value: Any) -> Any:
+    """`logging.wandb: project` is short for `{project: project}`."""
+    return {"project": value} if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, config=_SECTION)
+class WandbConfig:
+    """Where Weights & Biases shows the run; its own variables (WANDB_MODE, WANDB_API_KEY, ...) hold too."""
+
+    project: str
+    entity: str | None = None  # user or team; null: the one that wandb is logged in as
+    name: str | None = None  # null: the last part of run.dir
+
+
+# What the health monitor looks for (`megatron_dpop.health.rules`).
+RuleName = Literal[
+    "chosen_below_reference",
+    "penalty_everywhere",
+    "reference_drift",
+    "exploding_gradients",
+    "accuracy_at_half",
+    "validation_parting",
+    "throughput_drop",
+]
+
+
+def _as_rules(value: Any) -> Any:
+    """`logging.stop_on: any` names all rules; one name is a list of one."""
+    names = [value] if isinstance(value, str) else value
+    return list(get_args(RuleName)) if names == ["any"] else names or []
+
+
+StopRules = Annotated[tuple[RuleName, ...], BeforeValidator(_as_rules)]
+
+
 @dataclass(frozen=True, config=_SECTION)
 class LoggingConfig:
     every: Positive = 1
     tensorboard: bool = True
+    wandb: Annotated[WandbConfig | None, BeforeValidator(_as_wandb)] = None  # a project's name, or these keys
+    stop_on: StopRules = ()  # rules of the health monitor that stop the run, or "any"; it always says what it sees
 
 
 @dataclass(frozen=True, config=_SECTION)

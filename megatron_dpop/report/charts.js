@@ -84,7 +84,7 @@ class Chart {
     this.labels = this.findLabels();
     const left = 10 + Math.max(...this.ticks.map((tick) => textWidth(tick[1])), 12);
     const right = this.labels.length ? 28 + Math.max(...this.labels.map((label) => textWidth(label.text))) : 10;
-    this.box = { left, right: width - Math.min(right, width * 0.4), top: 10, bottom: height - 26 };
+    this.box = { left, right: width - Math.min(right, width * 0.45), top: 10, bottom: height - 26 };
     const { box } = this;
     this.x = (step) => box.left + ((step - firstStep) / (lastStep - firstStep)) * (box.right - box.left);
     const f = log ? Math.log : (value) => value;
@@ -143,7 +143,7 @@ class Chart {
       const own = this.shown.filter((series) => series.run === index);
       const ends = own.map((series) => lastFinite(series.smooth || series.points)).filter(Boolean);
       const end = ends.reduce((best, one) => (best && best[0] > one[0] ? best : one), undefined);
-      const longest = this.size.width < 420 ? 10 : this.isLarge ? 24 : 14;
+      const longest = this.size.width < 420 ? 8 : this.isLarge ? 24 : 14;
       const name = run.name.length > longest ? "…" + run.name.slice(1 - longest) : run.name;
       const words = [this.runs.length > 1 && name, this.isLarge && end && this.write(end[1])].filter(Boolean);
       if (end && words.length) labels.push({ text: words.join(" "), value: end[1], run });

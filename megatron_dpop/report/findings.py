@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_dpop.report.catalogue import ACCURACY, CHOSEN, CHOSEN_LOGP
+from megatron_dpop.report.health import HealthNote, health_notes
 from megatron_dpop.report.run import Run
 from megatron_dpop.report.tables import result_prefix, result_steps
 from megatron_dpop.report.text import number
@@ -19,9 +20,10 @@ class Finding:
     name: str
     loss: str  # "dpop, lambda 50, beta 0.3"; empty where the config is missing
     progress: str
-    chosen: str  # nats relative to the reference, with its sign; a dash where the run has no reference
-    accuracy: str
+    chosen: str  # nats relative to the reference, with its sign; empty where the run has no reference
+    accuracy: str  # empty where the loss has none
     sentence: str
+    health: Sequence[HealthNote]
     notes: Sequence[str]
 
 
@@ -31,9 +33,10 @@ def finding(run: Run) -> Finding:
         name=run.name,
         loss=_loss(run),
         progress=_progress(run),
-        chosen=number(values.get(CHOSEN), signed=True),
-        accuracy=number(values.get(ACCURACY), style="percent"),
+        chosen=number(values[CHOSEN], signed=True) if CHOSEN in values else "",
+        accuracy=number(values[ACCURACY], style="percent") if ACCURACY in values else "",
         sentence=_sentence(run, values),
+        health=health_notes(run),
         notes=run.notes,
     )
 

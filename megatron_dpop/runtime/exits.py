@@ -7,6 +7,7 @@ import time
 
 FAILED = 1  # starting again may help
 BAD_INPUT = 2  # starting again cannot help until what the line names is mended
+UNHEALTHY = 3  # the health monitor saw what `logging.stop_on` names, all saved: a person must look at it first
 STOPPED = 75  # asked to by a signal, all saved: start again to go on (`EX_TEMPFAIL` of sysexits.h)
 
 # Set in ranks whose launcher prints their error, once for all of them.

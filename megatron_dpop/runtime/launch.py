@@ -85,6 +85,6 @@ def _explain(error: ChildFailedError) -> int:
     if failure.exitcode == exits.STOPPED:
         return exits.STOPPED  # rank 0 has said it
     message = failure.message if isinstance(failure.message, str) else failure.message.get("message", "")
-    bad_input = failure.exitcode == exits.BAD_INPUT
-    print(f"megatron-dpop: {'error' if bad_input else 'failed'}: {message}", file=sys.stderr)
-    return exits.BAD_INPUT if bad_input else exits.FAILED
+    kind = {exits.BAD_INPUT: "error", exits.UNHEALTHY: "unhealthy"}.get(failure.exitcode)
+    print(f"megatron-dpop: {kind or 'failed'}: {message}", file=sys.stderr)
+    return failure.exitcode if kind else exits.FAILED

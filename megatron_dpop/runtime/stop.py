@@ -1,6 +1,7 @@
 """Signals that ask a run to save and leave, and the agreement of all ranks on the step after which they do."""
 
 import signal
+from collections.abc import Sequence
 from types import FrameType
 
 # Sent before the time limit (`sbatch --signal`), and on preemption, requeueing or cancelling.
@@ -11,12 +12,21 @@ class StoppedError(Exception):
     """All ranks have agreed to leave, and what they computed is saved: not a failure, but the way out of a run."""
 
 
+class UnhealthyError(Exception):
+    """All ranks have agreed to leave because of what the health monitor saw, and what they computed is saved."""
+
+
 class StopRequest:
-    """Signals reach ranks at different times, so none acts on its own: each tells the others in a step's collective."""
+    """Reasons to stop reach ranks at different times, so none acts alone: each tells the others in a step's collective.
+
+    `agreed` and `agreed_unhealthy` are known to all ranks, which leave after the step that they are in.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None  # by this process
-        self.agreed = False  # known to all ranks, which leave after the step that they are in
+        self.is_unhealthy = False  # seen by this process
+        self.agreed = False
+        self.agreed_unhealthy = False
         self._at_once, self._doing = False, ""
 
     def listen(self) -> None:
@@ -30,13 +40,14 @@ class StopRequest:
         if self.received is not None:
             raise StoppedError(doing)
 
-    def vote(self) -> float:
-        """What this rank adds to a sum over all ranks."""
-        return 0.0 if self.received is None else 1.0
+    def votes(self) -> list[float]:
+        """What this rank adds to sums over all ranks."""
+        return [float(self.received is not None), float(self.is_unhealthy)]
 
-    def count(self, votes: float) -> None:
-        """Takes in the sum of all ranks' votes."""
-        self.agreed = self.agreed or votes > 0
+    def count(self, votes: Sequence[float]) -> None:
+        """Takes in the sums of all ranks' votes."""
+        self.agreed = self.agreed or any(votes)
+        self.agreed_unhealthy = self.agreed_unhealthy or votes[1] > 0
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)

@@ -1,11 +1,14 @@
 """What a run says: a progress bar on a terminal, plain lines in a log, nothing on ranks other than 0."""
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 
 class Console:
@@ -25,22 +28,60 @@ class Console:
     def progress(self, title: str, total: int, *, done: int = 0) -> Iterator["Bar"]:
         """A bar of `total` steps, or on a plain log a line each tenth of them."""
         if self.silent or not self._rich.is_terminal:
-            yield Bar(self, title, total, None, None)
+            yield Bar(self, title, total, done, None)
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=self._rich) as progress:
-            task = progress.add_task(title, total=total, completed=done, note="")
-            yield Bar(self, title, total, progress, task)
+        with BarAndNumbers(title, total, done, self._rich) as progress:
+            yield Bar(self, title, total, done, progress)
+
+
+class BarAndNumbers(Progress):
+    """The bar, steps and time left on one line, and on the next the numbers: both fit 80 columns."""
+
+    def __init__(self, title: str, total: int, done: int, console: RichConsole) -> None:
+        self.note = ""
+        steps = (MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+        super().__init__(
+            TextColumn("{task.description}"), BarColumn(bar_width=None), *steps, console=console, expand=True
+        )
+        self._task = self.add_task(title, total=total, completed=done, left="")
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.note, no_wrap=True, overflow="ellipsis")
+
+    def show(self, done: int, left: str, note: str) -> None:
+        self.note = note
+        self.update(self._task, completed=done, left=left)
 
 
 class Bar:
-    def __init__(self, console: Console, title: str, total: int, progress: Progress | None, task: object) -> None:
-        self._console, self._title, self._total = console, title, total
-        self._progress, self._task = progress, task
+    def __init__(self, console: Console, title: str, total: int, done: int, progress: BarAndNumbers | None) -> None:
+        self._console, self._title, self._total, self._progress = console, title, total, progress
+        self._first, self._started = done, time.monotonic()
 
     def update(self, done: int, note: str = "", *, line: bool = False) -> None:
         """Moves the bar; on a plain log writes a line if asked to, or at every tenth of the way."""
+        left = self._time_left(done)
         if self._progress is not None:
-            self._progress.update(self._task, completed=done, note=note)  # type: ignore[arg-type]
+            self._progress.show(done, left, note)
         elif line or done == self._total or done % max(1, self._total // 10) == 0:
-            self._console.say(f"{self._title} {done}/{self._total} {note}".rstrip())
+            self._console.say("  ".join(filter(None, (f"{self._title} {done}/{self._total}", note, left))))
+
+    def _time_left(self, done: int) -> str:
+        """By the mean step of this start, which holds validation and saving too; the first is no measure of others."""
+        if done - self._first < 2 or done == self._total:
+            return ""
+        seconds = (time.monotonic() - self._started) / (done - self._first) * (self._total - done)
+        return f"{duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """In two units at most: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

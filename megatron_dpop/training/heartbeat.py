@@ -13,7 +13,7 @@ from checkpoint_convert.files import write_json
 NAME = "heartbeat.json"
 SECONDS_BETWEEN = 5.0
 
-State = Literal["starting", "reference", "training", "exporting", "stopped", "finished", "failed"]
+State = Literal["starting", "reference", "training", "exporting", "stopped", "unhealthy", "finished", "failed"]
 
 
 class Heartbeat:

@@ -1,25 +1,28 @@
-"""The loop over steps: train, validate, log, save."""
+"""The loop over steps: train, validate, record, save."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils.tensorboard import SummaryWriter
 
 from megatron_dpop.config import Config
+from megatron_dpop.health import Sighting
 from megatron_dpop.losses.registry import Loss
-from megatron_dpop.runtime.stop import StoppedError, StopRequest
+from megatron_dpop.runtime.stop import StoppedError, StopRequest, UnhealthyError
 from megatron_dpop.training.batches import StepData
 from megatron_dpop.training.complete import iteration_name
 from megatron_dpop.training.console import Console
 from megatron_dpop.training.engine import Engine
 from megatron_dpop.training.heartbeat import Heartbeat
 from megatron_dpop.training.metrics import StepMetrics
+from megatron_dpop.training.recorder import Recorder
 from megatron_dpop.training.reruns import Reruns
 from megatron_dpop.training.run_folder import RunFolder
 from megatron_dpop.training.saving import Saver
 from megatron_dpop.training.step import train_step
 from megatron_dpop.training.validation import validate
+from megatron_dpop.training.weights_and_biases import WandbRun
 
 
 class Loop:
@@ -32,6 +35,7 @@ class Loop:
         console: Console,
         heartbeat: Heartbeat,
         stop: StopRequest,
+        wandb: WandbRun | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -40,9 +44,10 @@ class Loop:
         self.heartbeat = heartbeat
         self.stop = stop
         self.loss = loss
-        self.is_writer = dist.get_rank() == 0
-        self.board: SummaryWriter | None = None
         self.reruns = Reruns(config.train.rerun, folder.rejected_results)
+        self.wandb = wandb
+        self.recorder: Recorder | None = None
+        self.stops_for: Sighting | None = None  # on rank 0
         options = config.checkpoint
         self.saver = Saver(
             engine,
@@ -55,15 +60,15 @@ class Loop:
     def run(self, train: StepData, validation: StepData | None, *, first_step: int) -> None:
         """Takes the steps from `first_step` on; each line of metrics was measured before its step's update.
 
-        Raises StoppedError where a signal asked for a stop: after the step in which all ranks learnt of it, saved.
+        Raises StoppedError where a signal asked for a stop, and UnhealthyError where the health monitor saw what
+        `logging.stop_on` names: after the step in which all ranks learnt of it, saved.
         """
         steps = self.config.train.steps
         trained_on = StepMetrics(self.engine, self.loss, train.source.dataset, self.stop)
         held_out = StepMetrics(self.engine, self.loss, validation.source.dataset) if validation else None
-        if self.is_writer:
-            self.folder.truncate_metrics(first_step)
-            if self.config.logging.tensorboard:
-                self.board = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=first_step)
+        if dist.get_rank() == 0:
+            self.recorder = Recorder(self.config, self.folder, self.wandb, first_step=first_step)
+            self._heed(self.recorder.unheeded)
         with self.console.progress(self.loss.name, steps, done=first_step) as bar:
             for step in range(first_step, steps):
                 validated: dict[str, float] = {}
@@ -82,16 +87,24 @@ class Loop:
                     self.saver.save(step + 1)
                 self.saver.poll()
                 if self.stop.agreed and step + 1 < steps:
-                    self._close()
-                    raise StoppedError(f"after step {step + 1} of {steps}, saved as {iteration_name(step + 1)}")
+                    self._leave(step + 1)
         if validation and held_out:
             self._write({"step": steps, **validate(validation, held_out, steps)})
         self._close()
 
+    def _leave(self, done: int) -> None:
+        self._close()
+        where = f"after step {done} of {self.config.train.steps}, saved as {iteration_name(done)}"
+        if not self.stop.agreed_unhealthy:
+            raise StoppedError(where)
+        seen = [self.stops_for]
+        dist.broadcast_object_list(seen, src=0)
+        raise UnhealthyError(f"{seen[0]} Stopped {where}, by logging.stop_on; the same command goes on from there")
+
     def _close(self) -> None:
         self.saver.finish()
-        if self.board is not None:
-            self.board.close()
+        if self.recorder is not None:
+            self.recorder.close()
 
     def _starts_as_reference(self) -> bool:
         return self.loss.needs_reference and self.config.reference.model is None
@@ -101,13 +114,15 @@ class Loop:
         return step == 0 or (every is not None and step % every == 0)
 
     def _write(self, values: dict[str, Any]) -> None:
-        if not self.is_writer:
-            return
-        self.folder.append_metrics(values)
-        if self.board is not None:
-            for name, value in values.items():
-                if name != "step":
-                    self.board.add_scalar(name, value, values["step"])
+        if self.recorder is not None:
+            self._heed(self.recorder.write(values))
+
+    def _heed(self, sightings: Sequence[Sighting]) -> None:
+        for sighting in sightings:
+            self.console.say(str(sighting))
+            if sighting.rule in self.config.logging.stop_on:
+                self.stops_for = self.stops_for or sighting
+                self.stop.is_unhealthy = True
 
 
 def summary(values: dict[str, Any]) -> str:

@@ -74,11 +74,11 @@ class StepMetrics:
             for row in collected:
                 sums += row["sums"]
                 mine.copy_(torch.maximum(mine, row["drift"]))
-        vote = torch.full((1,), self.stop.vote(), dtype=torch.float64, device=self.engine.device)
-        vector = torch.cat((sums.flatten(), drifts, vote))
+        votes = torch.tensor(self.stop.votes(), dtype=torch.float64, device=self.engine.device)
+        vector = torch.cat((sums.flatten(), drifts, votes))
         dist.all_reduce(vector)
-        *values, votes = vector.tolist()
-        self.stop.count(votes)
+        *values, asked, unhealthy = vector.tolist()
+        self.stop.count([asked, unhealthy])
         means = {name: values[2 * at] / values[2 * at + 1] for at, name in enumerate(self.names) if values[2 * at + 1]}
         if self.loss.needs_reference:
             means["reference/drift"] = max(values[2 * len(self.names) :])

@@ -95,9 +95,9 @@ def compute_reference(
 
 def _agreed(stop: StopRequest, engine: Engine) -> bool:
     """Nothing else of a reference step goes over all ranks; its forward passes take far longer than this sum."""
-    votes = torch.full((1,), stop.vote(), device=engine.device)
+    votes = torch.tensor(stop.votes(), device=engine.device)
     dist.all_reduce(votes)
-    stop.count(float(votes))
+    stop.count(votes.tolist())
     return stop.agreed
 
 

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import yaml
 
 from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import replacing, write_json, write_text
+from checkpoint_convert.files import write_json, write_text
 from megatron_dpop.config import Config, dump_config
 from megatron_dpop.config.load import as_dict, flatten
 from megatron_dpop.runtime.devices import on_gpu
@@ -39,6 +40,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.initial = self.path / "initial"
         self.metrics = self.path / "metrics.jsonl"
+        self.health = self.path / "health.jsonl"
         self.hf = self.path / "hf"
         self.adapter = self.path / "adapter"
         self.rejected_results = self.path / "rejected_results.log"
@@ -69,23 +71,30 @@ class RunFolder:
         write_text(self.path / "config.yaml", dump_config(self.config))
         write_json(self.path / "environment.json", environment(self.config, world_size))
 
-    def truncate_metrics(self, step: int) -> None:
-        """Keeps the lines before `step`: a run that resumes there writes the others again."""
+    def truncate_metrics(self, step: int) -> list[dict[str, Any]]:
+        """Keeps and returns the lines before `step`: a run that resumes there writes the others again."""
         if not self.metrics.exists():
-            return
+            return []
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for text in self.metrics.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] < step:
-                    kept.append(line + "\n")
+                line = json.loads(text)
+                if line["step"] < step:
+                    kept.append(line)
             except (json.JSONDecodeError, KeyError):
                 break  # the line that a killed run was writing
-        with replacing(self.metrics) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+        write_lines(self.metrics, kept)
+        return kept
 
-    def append_metrics(self, metrics: dict[str, Any]) -> None:
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """A file of JSON lines, in place of the one that there is."""
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def environment(config: Config, world_size: int) -> dict[str, Any]:

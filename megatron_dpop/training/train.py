@@ -15,11 +15,12 @@ from checkpoint_convert.lora import Lora, write_adapter_config
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
 from checkpoint_convert.megatron_to_peft import megatron_to_peft
 from megatron_dpop.config import Config
+from megatron_dpop.config.load import as_dict
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.plan.flops import adapter_parameters
 from megatron_dpop.runtime import processes
 from megatron_dpop.runtime.peers import watching_peers
-from megatron_dpop.runtime.stop import StoppedError, StopRequest
+from megatron_dpop.runtime.stop import StoppedError, StopRequest, UnhealthyError
 from megatron_dpop.training import checkpoint
 from megatron_dpop.training.batches import RowSource, StepData
 from megatron_dpop.training.complete import iteration_name, latest_iteration
@@ -32,6 +33,7 @@ from megatron_dpop.training.loop import Loop
 from megatron_dpop.training.mismatched import MismatchedDataset
 from megatron_dpop.training.reference_cache import References
 from megatron_dpop.training.run_folder import RunFolder
+from megatron_dpop.training.weights_and_biases import WandbRun
 
 
 def train(config: Config, inputs: Inputs, device: torch.device, stop: StopRequest) -> None:
@@ -66,6 +68,7 @@ class Run:
             self._check_memory(device)
         self.engine: Engine = build_engine(config, inputs.architecture, device)
         self.console = Console(silent=dist.get_rank() != 0)
+        self.wandb: WandbRun | None = None  # on rank 0
         self.train = self._source(shuffle=True)
         self.validation = self._source(shuffle=False) if inputs.validation else None
 
@@ -99,7 +102,16 @@ class Run:
         train, validation = self.step_data()
         torch.cuda.empty_cache()  # a forward-only pass keeps blocks of other sizes than training needs
         first_step = self.load_policy()
-        loop = Loop(self.config, self.engine, self.folder, self.inputs.loss, self.console, self.heartbeat, self.stop)
+        loop = Loop(
+            self.config,
+            self.engine,
+            self.folder,
+            self.inputs.loss,
+            self.console,
+            self.heartbeat,
+            self.stop,
+            self.wandb,
+        )
         loop.run(train, validation, first_step=first_step)
 
     def start(self) -> None:
@@ -116,6 +128,9 @@ class Run:
             )
             if self.config.lora is not None:
                 self._describe_adapters(self.config.lora)
+            if self.config.logging.wandb is not None:
+                self.wandb = WandbRun(self.config.logging.wandb, self.folder.path, as_dict(self.config))
+                self.console.say(f"Weights & Biases: {self.wandb.place}")
         dist.barrier()
 
     def _describe_adapters(self, lora: LoraConfig) -> None:
@@ -199,6 +214,11 @@ class Run:
             if dist.is_initialized():
                 dist.barrier()
                 processes.shut_down()
+            raise
+        except UnhealthyError as unhealthy:
+            self.heartbeat.beat("unhealthy", error=str(unhealthy))
+            dist.barrier()
+            processes.shut_down()
             raise
         except Exception as error:
             self.heartbeat.beat("failed", error=str(error))

@@ -18,6 +18,10 @@ pytestmark = [
 ]
 LARGE = "document.querySelector('.chart.large')"
 LINES = f"{LARGE}.querySelectorAll('.plot path').length"
+CLIPPED = f"""[...{LARGE}.querySelectorAll('text')].filter(text => {{
+    const [t, p] = [text.getBoundingClientRect(), text.closest('.plot').getBoundingClientRect()];
+    return t.left < p.left - 1 || t.right > p.right + 1 || t.top < p.top - 1 || t.bottom > p.bottom + 1;
+}}).map(text => text.textContent)"""
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +62,15 @@ def test_draws_everything_without_a_complaint(chrome: Browser, page: Path, width
     assert chrome.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out sideways
     drawn = "[...document.querySelectorAll('main > section .plot')].every(p => p.querySelectorAll('path').length >= 2)"
     assert chrome.evaluate(drawn)
-    clipped = f"""[...{LARGE}.querySelectorAll('text')].filter(text => {{
-        const [t, p] = [text.getBoundingClientRect(), text.closest('.plot').getBoundingClientRect()];
-        return t.left < p.left - 1 || t.right > p.right + 1 || t.top < p.top - 1 || t.bottom > p.bottom + 1;
-    }}).map(text => text.textContent)"""
-    assert chrome.evaluate(clipped) == []
+    assert chrome.evaluate(CLIPPED) == []
+
+
+def test_long_names_are_cut_to_fit_a_phone(chrome: Browser, tmp_path: Path) -> None:
+    names = ("baseline-dpo-lr-5e-4", "candidate-dpop-lr-5e-4")
+    write_report([write_run(tmp_path / name, end=-123.4) for name in names], tmp_path / "report.html")
+    chrome.open(tmp_path / "report.html", width=360)
+    assert chrome.evaluate(CLIPPED) == []
+    assert chrome.evaluate("document.documentElement.scrollWidth") == 360
 
 
 def test_dark_is_dark_and_light_is_light(chrome: Browser, page: Path) -> None:

@@ -79,6 +79,24 @@ def test_text_from_runs_and_callers_is_escaped(tmp_path: Path) -> None:
     assert [chart["title"] for chart in _data(html)["charts"]] == ["Loss", HOSTILE, "bad"]
 
 
+def test_health_findings_stand_in_the_runs_card_and_in_full(tmp_path: Path) -> None:
+    write_report(_pair(tmp_path), tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    dpo, dpop = re.findall(r"<article.*?</article>", html, re.DOTALL)
+    assert re.search(r"Chosen answers fall below the reference <small>steps \d+ to 20</small>", dpo)
+    assert "No health findings" in dpop
+    (section,) = re.findall(r'<section class="card" id="health">.*?</section>', html, re.DOTALL)
+    assert "On validation at step 20, the chosen answers are 6.1 nats less likely" in section
+    assert "Nothing found in dpop." in section
+
+
+def test_sound_runs_have_no_health_section(tmp_path: Path) -> None:
+    write_report([write_run(tmp_path / "dpop", end=1.8)], tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "No health findings" in html
+    assert 'id="health"' not in html
+
+
 def test_callers_sections_follow_the_results(tmp_path: Path) -> None:
     picture = tmp_path / "heat.svg"
     picture.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>', encoding="utf-8")

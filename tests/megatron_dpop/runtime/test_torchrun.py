@@ -36,6 +36,7 @@ def _start(folder: Path, *words: str) -> subprocess.Popen[str]:
     ("end", "expected", "word"),
     [
         ("2", exits.BAD_INPUT, "error"),
+        ("3", exits.UNHEALTHY, "unhealthy"),
         ("75", exits.STOPPED, ""),
         ("1", exits.FAILED, "failed"),
         ("killed", exits.FAILED, "Signal 9 \\(SIGKILL\\)"),

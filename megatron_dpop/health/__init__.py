@@ -1,0 +1,5 @@
+"""Names what goes wrong in a run, in plain words, from its metrics alone: live and in reports. No torch."""
+
+from megatron_dpop.health.monitor import Finding, Monitor, Sighting
+
+__all__ = ["Finding", "Monitor", "Sighting"]
