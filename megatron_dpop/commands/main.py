@@ -54,7 +54,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="megatron-dpop", description="Preference training (DPOP, DPO, IPO, ...) on Megatron-Core."
+        prog="megatron-dpop",
+        description="Preference training (DPOP, DPO, IPO, ...) on Megatron-Core.",
+        epilog="example: megatron-dpop train config.yaml",
     )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     train.register(subparsers)
