@@ -7,7 +7,9 @@ from typing import Any
 
 from checkpoint_convert.errors import UserError
 
-TASKS = "open_llm_leaderboard is the six tasks of the Open LLM Leaderboard with its shots; gsm_symbolic needs no network"
+TASKS = (
+    "open_llm_leaderboard is the six tasks of the Open LLM Leaderboard with its shots; gsm_symbolic needs no network"
+)
 
 
 def register(subparsers: Any) -> None:
@@ -29,7 +31,10 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--samples", action="store_true", help="also write every problem, answer and score")
     parser.add_argument(
-        "--model-args", default="", metavar="KEY=VALUE,...", help="the harness's, such as dtype=float32,parallelize=True"
+        "--model-args",
+        default="",
+        metavar="KEY=VALUE,...",
+        help="the harness's, such as dtype=float32,parallelize=True",
     )
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="where the scores go (default: RUN/eval; else eval/NAME)"

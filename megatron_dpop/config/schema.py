@@ -127,7 +127,7 @@ class TrainConfig:
     steps: Positive = 1000  # optimizer steps
     global_batch_pairs: Positive = 64  # examples of a step, over all ranks
     validate_every: Positive | None = None  # null: before the first step and after the last
-    recompute: Literal["none", "selective", "full"] = "none"  # activations computed anew in the backward pass: attention, or whole layers
+    recompute: Literal["none", "selective", "full"] = "none"  # by the backward pass: attention, whole layers
     offload_activations: bool = False  # to host memory, of attention and norms; needs a GPU
     rerun: Literal["validate_results", "report_determinism_stats"] | None = None  # Megatron's diagnosis of bad steps
     deterministic: bool = False  # on GPUs, at some cost in speed; the CPU always is

@@ -15,6 +15,7 @@ from megatron_dpop.training.engine import Engine
 from megatron_dpop.training.non_finite import non_finite
 from megatron_dpop.training.sources import of_examples
 
+
 class StepMetrics:
     """Collects losses and metrics of a dataset's examples on the last stage and reduces them over all ranks.
 

@@ -1,15 +1,14 @@
-"""Every command that README.md and docs/ show is run, or checked as far as this machine allows, with the reason here."""
+"""Every command that README.md and docs/ show is run, or checked as far as this machine allows."""
 
-import argparse
 import contextlib
 import importlib.util
 import os
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tomllib
 import yaml
 
 from checkpoint_convert.commands import run as run_checkpoint_convert
@@ -26,7 +25,7 @@ RUNNERS = {"megatron-dpop": run_megatron_dpop, "checkpoint-convert": run_checkpo
 
 # What is only checked here (sub-command, options, config keys, values), and why it is not run.
 NOT_RUN = {
-    r"megatron-dpop data make (metamath|arc|hellaswag)": "its source is a dataset of the hub; tests/.../data/makers run it",
+    r"megatron-dpop data make (metamath|arc|hellaswag)": "needs a dataset of the hub; the makers' tests run it",
     r"megatron-dpop eval": "needs the extra eval; tests/megatron_dpop/evaluation runs it",
     r"megatron-dpop .* runs/quickstart": "needs what make quickstart leaves; tests/examples runs it",
     r"checkpoint-convert megatron-to-hf runs/lora": "needs a LoRA run; tests/checkpoint_convert runs it",
@@ -72,7 +71,8 @@ CHECKED = [command for command in _of(*RUNNERS) if _reason(command) is not None]
 def test_command_runs(command: Command, workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     program, *words = (placed(word, workspace) for word in command.words)
     if words[0] in ("train", "reference"):
-        words.append("--dry-run")  # minutes of training are other tests'; this reads config, model and data
+        # Minutes of training are other tests'; this reads config, model and data, as for a new run.
+        words += ["--dry-run", "--run.dir", "runs/new"]
     with contextlib.suppress(SystemExit):  # of --help
         code = RUNNERS[program](words)
         assert code == 0, capfd.readouterr().err
@@ -168,7 +168,7 @@ def _check_script(script: str, words: list[str]) -> None:
         source += (ROOT / "examples/slurm/common.sh").read_text()
     for word in words:
         option = word.split("=")[0]
-        if "." in option and re.fullmatch(r"(--)?[a-z_]+\.[a-z_]+", option) and not Path(option).suffix == ".yaml":
+        if "." in option and re.fullmatch(r"(--)?[a-z_]+\.[a-z_]+", option) and Path(option).suffix != ".yaml":
             assert option.removeprefix("--") in _all_keys(), option
         elif option.startswith("--"):
             assert option in source, f"{script} has no option {option}"

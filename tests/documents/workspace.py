@@ -1,4 +1,4 @@
-"""The files that the documents' commands speak of, small: a model of each name, pairs, the README's config, two runs."""
+"""The files that the documents' commands speak of, small: models, pairs, the README's config, runs."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,13 @@ from tests.documents.commands import ROOT, blocks
 from tests.megatron_dpop.report import runs
 from tests.tiny import write_model, write_pairs
 
-MODELS = ("models/Qwen2.5-7B", "models/Qwen2.5-7B-Instruct", "models/SmolLM2-135M", "models/Qwen1.5-72B", "MODEL_FOLDER")
+MODELS = (
+    "models/Qwen2.5-7B",
+    "models/Qwen2.5-7B-Instruct",
+    "models/SmolLM2-135M",
+    "models/Qwen1.5-72B",
+    "MODEL_FOLDER",
+)
 
 
 def prepare(folder: Path) -> Path:
@@ -26,7 +32,10 @@ def prepare(folder: Path) -> Path:
     (folder / "config.yaml").write_text(placed(text, folder))
     for name, end in (("dpo", -40.0), ("dpop", 3.0), ("first", 3.0)):
         runs.write_run(folder / "runs" / name, loss="dpo" if name == "dpo" else "dpop", end=end)
-    assert checkpoint_convert(["hf-to-megatron", str(model), str(folder / "runs" / "dpop" / "checkpoints"), "--quiet"]) == 0
+    assert (
+        checkpoint_convert(["hf-to-megatron", str(model), str(folder / "runs" / "dpop" / "checkpoints"), "--quiet"])
+        == 0
+    )
     for shared in ("examples", "tools", "megatron_dpop"):
         (folder / shared).symlink_to(ROOT / shared)
     return folder

@@ -9,7 +9,8 @@ from megatron_dpop.commands.main import build_parser as megatron_dpop_parser
 
 INTRODUCTION = """# Commands
 
-Every command has `--help` and exits 0 on success, 2 on bad input with one line that names the file, key or value and the mend.
+Every command has `--help` and exits 0 on success, 2 on bad input with one line that names the file, key or value and
+the mend.
 A run's other exit codes are in [SLURM clusters](../cluster.md#what-a-job-survives).
 """
 
@@ -81,7 +82,9 @@ def _name(action: argparse.Action) -> str:
     takes_value = action.nargs != 0 and not isinstance(action, argparse.BooleanOptionalAction)
     many = " ..." if action.nargs in ("+", "*") else ""
     shown = f" {words}{many}" if takes_value else ""
-    return ", ".join(f"`{option}{shown}`" for option in action.option_strings) + (" (required)" if action.required else "")
+    return ", ".join(f"`{option}{shown}`" for option in action.option_strings) + (
+        " (required)" if action.required else ""
+    )
 
 
 def _help(action: argparse.Action) -> str:

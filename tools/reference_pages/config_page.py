@@ -19,18 +19,20 @@ from megatron_dpop.losses.registry import REGISTRY
 
 INTRODUCTION = """# Config keys
 
-A config is one YAML file of sections. Every key can be overridden on the command line (`--section.key VALUE`, VALUE read as
-YAML); an unknown key is an error that names the nearest known one. `megatron-dpop train CONFIG --dry-run` checks a file.
+A config is one YAML file of sections. Every key can be overridden on the command line (`--section.key VALUE`, VALUE is
+read as YAML); an unknown key is an error that names the nearest known one. `megatron-dpop train CONFIG --dry-run` checks
+a file.
 """
 NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null"}
 BOUNDS = {annotated_types.Ge: "≥", annotated_types.Gt: ">", annotated_types.Le: "≤", annotated_types.Lt: "<"}
 
 
 def config_page() -> str:
-    parts = [INTRODUCTION]
-    for section in dataclasses.fields(schema.Config):
-        parts.append(_losses() if section.name == "loss" else _section(section.name, _dataclass_of(section.type)))
-    return "\n".join(parts)
+    sections = (
+        _losses() if section.name == "loss" else _section(section.name, _dataclass_of(section.type))
+        for section in dataclasses.fields(schema.Config)
+    )
+    return "\n".join([INTRODUCTION, *sections])
 
 
 def _dataclass_of(kind: Any) -> type:
@@ -40,7 +42,9 @@ def _dataclass_of(kind: Any) -> type:
 
 
 def _section(name: str, kind: type) -> str:
-    note = inspect.getdoc(kind) if "__doc__" in vars(kind) and not (kind.__doc__ or "").startswith(kind.__name__) else None
+    note = (
+        inspect.getdoc(kind) if "__doc__" in vars(kind) and not (kind.__doc__ or "").startswith(kind.__name__) else None
+    )
     lines = [f"## {name}", ""]
     if name == "lora":
         lines += ["`lora: null`, the default, trains all parameters.", ""]
@@ -71,8 +75,8 @@ def _losses() -> str:
     lines = [
         "## loss",
         "",
-        "`loss.name` chooses; the other keys are that loss's own, and another loss's key is an error. Without a section, or "
-        "without a name, the loss is `dpop`. Formulas: [losses](../losses.md).",
+        "`loss.name` chooses; the other keys are that loss's own, and another loss's key is an error. Without a "
+        "section, or without a name, the loss is `dpop`. Formulas: [losses](../losses.md).",
         "",
         "| `loss.name` | key | value | default |",
         "| --- | --- | --- | --- |",
@@ -121,7 +125,9 @@ def _type(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{word}`" for word in arguments)
     if origin is tuple:
-        return f"list of {_type(arguments[0])}" if Ellipsis in arguments else f"{len(arguments)} of: {_type(arguments[0])}"
+        return (
+            f"list of {_type(arguments[0])}" if Ellipsis in arguments else f"{len(arguments)} of: {_type(arguments[0])}"
+        )
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type(option) for option in arguments)
     return NAMES[hint]
@@ -132,4 +138,3 @@ def _bounds(extra: Any) -> str:
     rules = getattr(extra, "metadata", (extra,))
     limits = ((BOUNDS.get(type(rule)), rule) for rule in rules)
     return " and ".join(f"{sign} {dataclasses.astuple(rule)[0]}" for sign, rule in limits if sign)
-

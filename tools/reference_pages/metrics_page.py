@@ -9,10 +9,11 @@ from megatron_dpop.report.catalogue import METRICS, Metric
 
 INTRODUCTION = """# Metrics
 
-`metrics.jsonl` in a run's folder holds one JSON object a step. Its values were measured before the step's update: those of step
-0 are the starting model's. TensorBoard gets the same names. Validation repeats the loss's metrics under `validation/`; with
-several training files each has its own under `source/NAME/`. `perf/*`, `data/*`, `grad_norm` and `learning_rate` are the
-step's; all others are means over the step's examples on all ranks, of the examples that have such a value.
+`metrics.jsonl` in a run's folder holds one JSON object a step. Its values were measured before the step's update: those
+of step 0 are the starting model's. TensorBoard gets the same names. Validation repeats the loss's metrics under
+`validation/`; with several training files each has its own under `source/NAME/`. `perf/*`, `data/*`, `grad_norm` and
+`learning_rate` are the step's; all others are means over the step's examples on all ranks, of the examples that have
+such a value.
 
 | name | | unit | losses |
 | --- | --- | --- | --- |

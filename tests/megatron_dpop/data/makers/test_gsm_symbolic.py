@@ -10,7 +10,7 @@ import pytest
 
 from checkpoint_convert.errors import UserError
 from megatron_dpop.data.makers.corrupt import Corruption, corrupt, final_answer
-from megatron_dpop.data.makers.gsm_symbolic import problems, make_gsm_symbolic
+from megatron_dpop.data.makers.gsm_symbolic import make_gsm_symbolic, problems
 
 
 def test_ten_thousand_problems_yield_pairs() -> None:
