@@ -20,8 +20,8 @@ from megatron_dpop.losses.registry import REGISTRY
 INTRODUCTION = """# Config keys
 
 A config is one YAML file of sections. Every key can be overridden on the command line (`--section.key VALUE`, VALUE is
-read as YAML); an unknown key is an error that names the nearest known one. `megatron-dpop train CONFIG --dry-run` checks
-a file.
+read as YAML); an unknown key is an error that names the nearest known one. `megatron-dpop train CONFIG --dry-run`
+checks a file.
 """
 NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null"}
 BOUNDS = {annotated_types.Ge: "≥", annotated_types.Gt: ">", annotated_types.Le: "≤", annotated_types.Lt: "<"}
