@@ -1,6 +1,6 @@
 """Writes what documents say of the code as it is today: commands' output, and the pages of docs/reference/.
 
-python tools/refresh_docs.py            # every ```console block of docs/plan.md, and docs/reference/*.md
+python -m tools.refresh_docs            # every ```console block of docs/plan.md, and docs/reference/*.md
 """
 
 import contextlib

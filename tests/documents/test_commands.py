@@ -59,12 +59,17 @@ def _of(*programs: str) -> list[Command]:
     return [command for command in COMMANDS if command.words and command.words[0] in programs]
 
 
+def _once(commands: list[Command]) -> list[Command]:
+    """Each line once, however many documents show it."""
+    return list({command.line: command for command in reversed(commands)}.values())[::-1]
+
+
 def _reason(command: Command) -> str | None:
     return next((reason for pattern, reason in NOT_RUN.items() if re.match(pattern, command.line)), None)
 
 
-RUN = [command for command in _of(*RUNNERS) if _reason(command) is None and not command.output_is_checked]
-CHECKED = [command for command in _of(*RUNNERS) if _reason(command) is not None]
+RUN = _once([command for command in _of(*RUNNERS) if _reason(command) is None and not command.output_is_checked])
+CHECKED = _once([command for command in _of(*RUNNERS) if _reason(command) is not None])
 
 
 @pytest.mark.parametrize("command", RUN, ids=str)
