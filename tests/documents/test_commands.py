@@ -60,8 +60,11 @@ def _of(*programs: str) -> list[Command]:
 
 
 def _once(commands: list[Command]) -> list[Command]:
-    """Each line once, however many documents show it."""
-    return list({command.line: command for command in reversed(commands)}.values())[::-1]
+    """Each line once, where it is shown first: later ones may build on what it leaves."""
+    found: dict[str, Command] = {}
+    for command in commands:
+        found.setdefault(command.line, command)
+    return list(found.values())
 
 
 def _reason(command: Command) -> str | None:
