@@ -18,7 +18,7 @@ _EXAMPLES = """examples:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on standard error for bad input."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         return int(options.command(options))
     except UserError as error:
@@ -29,7 +29,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="checkpoint-convert",

@@ -21,6 +21,7 @@ ALLOWED = {
     "megatron_dpop.models": BASE | {"megatron_dpop.rows", "megatron_dpop.logprobs", "megatron_dpop.runtime"},
     "megatron_dpop.health": BASE,
     "megatron_dpop.report": BASE | {"megatron_dpop.health"},
+    "megatron_dpop.evaluation": BASE | {"megatron_dpop.data"},
 }
 WITHOUT_TORCH = ("megatron_dpop.config", "megatron_dpop.plan", "megatron_dpop.health", "megatron_dpop.report")
 WITHOUT_MEGATRON = ("megatron_dpop.data", "megatron_dpop.rows", "megatron_dpop.logprobs", "megatron_dpop.losses")

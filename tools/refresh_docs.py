@@ -1,6 +1,6 @@
-"""Runs the commands that documents show with their output, and writes what they print today.
+"""Writes what documents say of the code as it is today: commands' output, and the pages of docs/reference/.
 
-python tools/refresh_docs.py            # every ```console block of docs/plan.md
+python -m tools.refresh_docs            # every ```console block of docs/plan.md, and docs/reference/*.md
 """
 
 import contextlib
@@ -11,9 +11,17 @@ import sys
 from pathlib import Path
 
 from megatron_dpop.commands.main import run
+from tools.reference_pages.commands_page import commands_page
+from tools.reference_pages.config_page import config_page
+from tools.reference_pages.metrics_page import metrics_page
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "docs" / "plan.md",)
+PAGES = {
+    ROOT / "docs" / "reference" / "commands.md": commands_page,
+    ROOT / "docs" / "reference" / "config.md": config_page,
+    ROOT / "docs" / "reference" / "metrics.md": metrics_page,
+}
 BLOCK = re.compile(r"```console\n\$ megatron-dpop (?P<words>[^\n]*)\n(?P<output>.*?)```", re.DOTALL)
 
 
@@ -36,6 +44,9 @@ def main() -> int:
     for document in DOCUMENTS:
         document.write_text(refreshed(document.read_text(encoding="utf-8")), encoding="utf-8")
         print(document)
+    for path, page in PAGES.items():
+        path.write_text(page(), encoding="utf-8")
+        print(path)
     return 0
 
 

@@ -40,9 +40,17 @@ _MAKERS: dict[str, dict[str, Any]] = {
 
 def register(subparsers: Subparsers) -> None:  # type: ignore[valid-type]
     """Adds `data` and its sub-commands; the parsed arguments' `run(args)` works and returns the exit code."""
-    data = subparsers.add_parser("data", help="make preference pairs, or look into a file of them")  # type: ignore[attr-defined]
+    data = subparsers.add_parser(  # type: ignore[attr-defined]
+        "data",
+        help="make preference pairs, or look into a file of them",
+        epilog="example: megatron-dpop data inspect pairs.parquet",
+    )
     verbs = data.add_subparsers(required=True, metavar="{make,inspect}")
-    make = verbs.add_parser("make", help="make preference pairs from a source dataset")
+    make = verbs.add_parser(
+        "make",
+        help="make preference pairs from a source dataset",
+        epilog="example: megatron-dpop data make gsm-symbolic --output pairs",
+    )
     makers = make.add_subparsers(required=True, metavar="MAKER")
     _register_gsm_symbolic(makers)
     for name, facts in _MAKERS.items():

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from checkpoint_convert.errors import UserError
-from megatron_dpop.commands import data, plan, report, train
+from megatron_dpop.commands import data, eval, plan, report, train
 from megatron_dpop.runtime import exits
 from megatron_dpop.runtime.stop import StoppedError, UnhealthyError
 
@@ -57,11 +57,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="megatron-dpop", description="Preference training (DPOP, DPO, IPO, ...) on Megatron-Core."
+        prog="megatron-dpop",
+        description="Preference training (DPOP, DPO, IPO, ...) on Megatron-Core.",
+        epilog="example: megatron-dpop train config.yaml",
     )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     train.register(subparsers)
     plan.register(subparsers)
     data.register(subparsers)
     report.register(subparsers)
+    eval.register(subparsers)
     return parser

@@ -19,7 +19,7 @@ def register(subparsers: Any) -> None:
         help="train on preference pairs",
         description="Trains; under torchrun or SLURM this is one rank, otherwise it starts the ranks that the layout "
         f"needs on this machine. A run that was stopped goes on where it was. {OVERRIDES}",
-        epilog="example: megatron-dpop train config.yaml --loss.name dpo --run.dir runs/dpo",
+        epilog="example: megatron-dpop train config.yaml --optimizer.lr 1e-6 --run.dir runs/slow",
     )
     training.set_defaults(run=_train)
     reference = subparsers.add_parser(

@@ -32,8 +32,8 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=_SECTION)
 class ParallelConfig:
-    tensor: Positive = 1
-    pipeline: Positive = 1
+    tensor: Positive = 1  # ranks that share every weight matrix
+    pipeline: Positive = 1  # stages of layers
     virtual_pipeline: Annotated[int, Field(ge=2)] | None = None  # model chunks of each pipeline stage, interleaved
     first_stage_layers: Positive | None = None  # of the stage that holds the embedding; null: as many as the others
     last_stage_layers: Positive | None = None  # of the stage that holds the output layer
@@ -52,7 +52,7 @@ class ParallelConfig:
 class PrecisionConfig:
     """With `fp8` the layers' matrix products are FP8 ones; output layer and log-probabilities stay in bf16 and fp32."""
 
-    params: Literal["bf16", "fp32"] = "bf16"
+    params: Literal["bf16", "fp32"] = "bf16"  # of weights and activations; optimizers keep fp32 masters
     fp8: Literal["tensorwise", "blockwise", "delayed"] | None = None  # Transformer Engine's recipe
     fp8_params: bool = False  # keeps and gathers those layers' weights in FP8
     bf16_end_layers: Natural = 0  # first and last layers that stay in bf16
@@ -74,15 +74,15 @@ def _linear(name: str) -> str:
 class LoraConfig:
     """Low-rank adapters on frozen weights: W x + alpha / rank * B A x."""
 
-    rank: Positive = 16
-    alpha: PositiveReal = 32.0
+    rank: Positive = 16  # rows of A and columns of B
+    alpha: PositiveReal = 32.0  # B A is multiplied by alpha / rank
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the adapters' inputs
     targets: Annotated[tuple[Annotated[str, AfterValidator(_linear)], ...], Field(min_length=1)] = LINEARS
 
 
 @dataclass(frozen=True, config=_SECTION)
 class SourceConfig:
-    path: str
+    path: str  # parquet, JSON Lines, JSON, CSV or Arrow
     weight: PositiveReal = 1.0  # how often each example occurs in one pass over the data
     name: str | None = None  # of the source's own metrics; null: the file's stem
 
@@ -92,13 +92,13 @@ Sources = Annotated[tuple[SourceConfig, ...], BeforeValidator(_as_sources)]
 
 @dataclass(frozen=True, config=_SECTION)
 class DataConfig:
-    train: Annotated[Sources, Field(min_length=1)]
-    validation: Sources = ()
+    train: Annotated[Sources, Field(min_length=1)]  # blended by their weights
+    validation: Sources = ()  # empty: none is done
     max_tokens: Positive = 2048  # of a prompt and one completion
     row_tokens: Positive = 8192  # capacity of a packed row
-    share_prefix: bool = True
+    share_prefix: bool = True  # what a pair's completions begin with in common passes the model once
     chat_template: str | None = None  # null: the tokenizer's; "none": plain text; else a Jinja file
-    too_long: Literal["stop", "drop", "truncate_prompt"] = "stop"
+    too_long: Literal["stop", "drop", "truncate_prompt"] = "stop"  # of examples over max_tokens
 
 
 @dataclass(frozen=True, config=_SECTION)
@@ -110,13 +110,13 @@ class ReferenceConfig:
 @dataclass(frozen=True, config=_SECTION)
 class OptimizerConfig:
     name: Literal["adamw"] = "adamw"
-    lr: PositiveReal = 5.0e-5
+    lr: PositiveReal = 5.0e-5  # the schedule's peak
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveReal = 1.0e-8
     weight_decay: NonNegativeReal = 0.0
     clip_norm: NonNegativeReal = 1.0  # 0: no clipping
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: Natural = 100
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the learning rate after the warm-up
+    warmup_steps: Natural = 100  # from zero to lr; less than train.steps
     state: Literal["fp32", "bf16"] = "fp32"  # precision of AdamW's moments; bf16 needs a GPU
     offload: bool = False  # keeps optimizer state and master weights in host memory; needs a GPU
     distributed: bool = True  # shards optimizer state over data-parallel ranks
@@ -124,22 +124,22 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, config=_SECTION)
 class TrainConfig:
-    steps: Positive = 1000
-    global_batch_pairs: Positive = 64
+    steps: Positive = 1000  # optimizer steps
+    global_batch_pairs: Positive = 64  # examples of a step, over all ranks
     validate_every: Positive | None = None  # null: before the first step and after the last
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Literal["none", "selective", "full"] = "none"  # by the backward pass: attention, whole layers
     offload_activations: bool = False  # to host memory, of attention and norms; needs a GPU
     rerun: Literal["validate_results", "report_determinism_stats"] | None = None  # Megatron's diagnosis of bad steps
     deterministic: bool = False  # on GPUs, at some cost in speed; the CPU always is
-    seed: Natural = 0
+    seed: Natural = 0  # of the data's order, dropout and adapters
 
 
 @dataclass(frozen=True, config=_SECTION)
 class CheckpointConfig:
-    every: Positive = 100
-    keep: Positive = 3
+    every: Positive = 100  # steps
+    keep: Positive = 3  # newest checkpoints that stay
     asynchronous: bool = Field(default=True, alias="async")  # training goes on while files are written
-    export_hf: bool = True
+    export_hf: bool = True  # hf/ in the run's folder at the end
 
 
 def _as_wandb(value: Any) -> Any:
@@ -187,7 +187,7 @@ class LoggingConfig:
 
 @dataclass(frozen=True, config=_SECTION)
 class RunConfig:
-    dir: str = "runs/default"
+    dir: str = "runs/default"  # everything that a run writes
 
 
 def _as_loss(value: Any) -> Any:

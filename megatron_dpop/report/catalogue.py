@@ -29,7 +29,7 @@ class Metric:
     may_be_log: bool = False  # a logarithmic axis where values span orders of magnitude
 
 
-_METRICS = (
+METRICS = (
     Metric(
         CHOSEN,
         "Chosen log-probability minus reference",
@@ -73,8 +73,11 @@ _METRICS = (
     Metric("perf/model_tflops_per_device", "Model FLOPs per device", unit="TFLOP/s", zero=""),
     Metric("perf/mfu", "Model FLOP utilisation", style="percent"),
     Metric("perf/peak_memory_bytes", "Peak memory of a process", style="bytes", zero=""),
+    Metric("cpo/nll", "CPO likelihood term", "Before its weight", unit="nats"),
+    Metric("kto/kl", "KTO reference point", "The step's constant", unit="nats", zero=""),
+    Metric("sft/nll_per_token", "Loss of a token", "Mean over an example's completion", unit="nats"),
 )
-_BY_KEY = {metric.key: metric for metric in _METRICS}
+_BY_KEY = {metric.key: metric for metric in METRICS}
 
 # Each place shows the first of its metrics that a run has.
 _FIRST = (
@@ -98,5 +101,5 @@ def arrange(names: Iterable[str]) -> tuple[list[Metric], list[Metric]]:
     keys = list(dict.fromkeys(name.removeprefix(VALIDATION) for name in names))
     first = [next((key for key in place if key in keys), None) for place in _FIRST]
     main = [describe(key) for key in first if key is not None]
-    known = [metric for metric in _METRICS if metric.key in keys and metric not in main]
+    known = [metric for metric in METRICS if metric.key in keys and metric not in main]
     return main, known + [describe(key) for key in keys if key not in _BY_KEY]

@@ -7,29 +7,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
+from megatron_dpop.losses.metric_names import LOSS, metric_names
 from megatron_dpop.losses.registry import Loss
 from megatron_dpop.runtime.stop import StopRequest
 from megatron_dpop.training.batches import Examples, RowBatch
 from megatron_dpop.training.engine import Engine
 from megatron_dpop.training.non_finite import non_finite
 from megatron_dpop.training.sources import of_examples
-
-LOSS = "loss"
-
-
-def metric_names(loss: Loss) -> list[str]:
-    """Names that a loss reports, in order: asked of the loss itself, on one made-up example."""
-    sequences = 2 if loss.kind in ("pair", "group") else 1
-    zeros = torch.zeros(sequences)
-    batch = CompletionBatch(
-        logps=zeros,
-        reference_logps=zeros if loss.needs_reference else None,
-        lengths=torch.ones(sequences, dtype=torch.int64),
-        example=torch.zeros(sequences, dtype=torch.int64),
-        preferred=torch.arange(sequences) == 0,
-        num_examples=1,
-    )
-    return [LOSS, *loss(batch, kl=torch.zeros(()) if loss.needs_kl else None).metrics]
 
 
 class StepMetrics:

@@ -123,7 +123,7 @@ def inspect_file(
         events=dict(tally.events.most_common()),
         over_max_tokens=tally.over if tokenizer and max_tokens else None,
         max_tokens=max_tokens,
-        prompts_in_other=_shared_prompts(tally.prompts, other) if other else None,
+        prompts_in_other=len(prompt_hashes(other) & tally.prompts.keys()) if other else None,
         other=str(other) if other else None,
         samples=tally.samples,
     )
@@ -208,6 +208,12 @@ def _count(tally: _Tally, record: Record, tokens: Tokenised | None, max_tokens: 
     tally.seen.add(key)
 
 
+def prompt_hashes(path: Path) -> set[bytes]:
+    """The `prompt_hash` of every usable row of a file."""
+    _, records = _records(path, _Tally())
+    return {prompt_hash(record.prompt) for _, record in records}
+
+
 def prompt_hash(prompt: Prompt) -> bytes:
     """16 bytes that tell prompts apart; a single user message and the same plain text are one prompt."""
     if not isinstance(prompt, str) and len(prompt) == 1:
@@ -226,12 +232,6 @@ def _common_characters(texts: Sequence[str]) -> int:
         return 0
     shortest, longest = min(texts), max(texts)
     return next((i for i, (a, b) in enumerate(zip(shortest, longest, strict=False)) if a != b), len(shortest))
-
-
-def _shared_prompts(prompts: Counter[bytes], other: Path) -> int:
-    tally = _Tally()
-    _, records = _records(other, tally)
-    return len({prompt_hash(record.prompt) for _, record in records} & prompts.keys())
 
 
 def _percentiles(values: list[int]) -> dict[str, int]:

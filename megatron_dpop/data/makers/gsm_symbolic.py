@@ -41,7 +41,7 @@ def make_gsm_symbolic(
 
 def _pairs(seed: int, skipped: Counter[str]) -> Iterator[Pair]:
     seen: set[str] = set()
-    for index, (question, answer) in enumerate(_problems(seed)):
+    for index, (question, answer) in enumerate(problems(seed)):
         if question in seen:
             skipped["prompt already seen"] += 1
             continue
@@ -53,7 +53,7 @@ def _pairs(seed: int, skipped: Counter[str]) -> Iterator[Pair]:
             yield Pair(question, answer, corruption.text)
 
 
-def _problems(seed: int) -> Iterator[tuple[str, str]]:
+def problems(seed: int) -> Iterator[tuple[str, str]]:
     """(question, worked answer) without end; problem i depends on (seed, i) alone."""
     try:
         with warnings.catch_warnings():

@@ -59,15 +59,15 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, page: Path, *, width: int = 1200, height: int = 900, is_dark: bool = False) -> None:
-        """Waits until the page has loaded and drawn."""
+    def open(self, page: Path | str, *, width: int = 1200, height: int = 900, is_dark: bool = False) -> None:
+        """Waits until the page, a file or an address, has loaded and drawn."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self._read())
         self.wait_for_frame()

@@ -10,12 +10,12 @@ import pytest
 
 from checkpoint_convert.errors import UserError
 from megatron_dpop.data.makers.corrupt import Corruption, corrupt, final_answer
-from megatron_dpop.data.makers.gsm_symbolic import _problems, make_gsm_symbolic
+from megatron_dpop.data.makers.gsm_symbolic import make_gsm_symbolic, problems
 
 
 def test_ten_thousand_problems_yield_pairs() -> None:
     made = 0
-    for index, (_, answer) in enumerate(islice(_problems(7), 10_000)):
+    for index, (_, answer) in enumerate(islice(problems(7), 10_000)):
         outcome = corrupt(answer, random.Random(index))
         if isinstance(outcome, Corruption):
             made += 1

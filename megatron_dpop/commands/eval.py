@@ -1,0 +1,83 @@
+"""`megatron-dpop eval`."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from checkpoint_convert.errors import UserError
+
+TASKS = (
+    "open_llm_leaderboard is the six tasks of the Open LLM Leaderboard with its shots; gsm_symbolic needs no network"
+)
+
+
+def register(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "eval",
+        help="accuracy of the exported model, by lm-evaluation-harness",
+        description="Runs tasks of lm-evaluation-harness on a run's hf/ folder or any Hugging Face folder, prints the "
+        "scores and writes them as JSON, one file a task. Needs megatron-dpop[eval].",
+        epilog="example: megatron-dpop eval runs/dpop --tasks gsm_symbolic --limit 100",
+    )
+    parser.add_argument("model", metavar="RUN_OR_HF", help="a run's folder, a Hugging Face folder or a hub model")
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help=f"the harness's names; {TASKS}")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N problems of each task")
+    parser.add_argument("--batch-size", default="8", metavar="N", help="sequences at once, or auto (default 8)")
+    parser.add_argument(
+        "--chat-template",
+        action=argparse.BooleanOptionalAction,
+        help="write prompts with the model's chat template (default: for gsm_symbolic where the model has one)",
+    )
+    parser.add_argument("--samples", action="store_true", help="also write every problem, answer and score")
+    parser.add_argument(
+        "--model-args",
+        default="",
+        metavar="KEY=VALUE,...",
+        help="the harness's, such as dtype=float32,parallelize=True",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="where the scores go (default: RUN/eval; else eval/NAME)"
+    )
+    parser.set_defaults(run=_eval)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from checkpoint_convert.files import write_json, write_text
+    from megatron_dpop.evaluation.harness import Harness, Options
+    from megatron_dpop.evaluation.results import samples_of, summarise, table_of
+    from megatron_dpop.evaluation.subject import find_subject
+    from megatron_dpop.training.inputs import resolve_model
+
+    options = Options(
+        batch_size=_batch_size(arguments.batch_size),
+        limit=arguments.limit,
+        chat_template=arguments.chat_template,
+        model_arguments=arguments.model_args,
+    )
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit: {options.limit} is no number of problems; give 1 or more")
+    subject = find_subject(resolve_model(arguments.model, key="eval"))
+    harness = Harness(arguments.tasks)
+    folder = arguments.output or subject.results
+    for name, found in harness.evaluate(subject, options).items():
+        summary = summarise(name, found, subject, options)
+        Console(highlight=False).print(table_of(summary))
+        if summary.get("problems_in_training"):
+            print(f"{name}: {summary['problems_in_training']} of these problems are in the run's training data")
+        if arguments.samples:
+            lines = (json.dumps(sample, ensure_ascii=False, default=str) for sample in samples_of(found))
+            write_text(folder / f"{name}.samples.jsonl", "".join(f"{line}\n" for line in lines))
+        write_json(folder / f"{name}.json", summary)
+        print(folder / f"{name}.json")
+    return 0
+
+
+def _batch_size(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--batch-size: {text} is neither auto nor a number of at least 1")
+    return int(text)

@@ -1,0 +1,23 @@
+"""What a loss reports, by name."""
+
+import torch
+
+from megatron_dpop.losses.contract import CompletionBatch
+from megatron_dpop.losses.registry import Loss
+
+LOSS = "loss"
+
+
+def metric_names(loss: Loss) -> list[str]:
+    """Names that a loss reports, in order: asked of the loss itself, on one made-up example."""
+    sequences = 2 if loss.kind in ("pair", "group") else 1
+    zeros = torch.zeros(sequences)
+    batch = CompletionBatch(
+        logps=zeros,
+        reference_logps=zeros if loss.needs_reference else None,
+        lengths=torch.ones(sequences, dtype=torch.int64),
+        example=torch.zeros(sequences, dtype=torch.int64),
+        preferred=torch.arange(sequences) == 0,
+        num_examples=1,
+    )
+    return [LOSS, *loss(batch, kl=torch.zeros(()) if loss.needs_kl else None).metrics]

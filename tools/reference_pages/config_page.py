@@ -1,0 +1,140 @@
+"""docs/reference/config.md: every key of a config with type, default, bounds and the schema's own comment."""
+
+import ast
+import dataclasses
+import inspect
+import io
+import re
+import tokenize
+import types
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import annotated_types
+
+from megatron_dpop.config import schema
+from megatron_dpop.losses.hyperparameters import ChoiceRule, config_key
+from megatron_dpop.losses.registry import REGISTRY
+
+INTRODUCTION = """# Config keys
+
+A config is one YAML file of sections. Every key can be overridden on the command line (`--section.key VALUE`, VALUE is
+read as YAML); an unknown key is an error that names the nearest known one. `megatron-dpop train CONFIG --dry-run`
+checks a file.
+"""
+NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null"}
+BOUNDS = {annotated_types.Ge: "≥", annotated_types.Gt: ">", annotated_types.Le: "≤", annotated_types.Lt: "<"}
+
+
+def config_page() -> str:
+    sections = (
+        _losses() if section.name == "loss" else _section(section.name, _dataclass_of(section.type))
+        for section in dataclasses.fields(schema.Config)
+    )
+    return "\n".join([INTRODUCTION, *sections])
+
+
+def _dataclass_of(kind: Any) -> type:
+    """`LoraConfig` of `LoraConfig | None`."""
+    (found,) = (option for option in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(option))
+    return typing.cast(type, found)
+
+
+def _section(name: str, kind: type) -> str:
+    note = (
+        inspect.getdoc(kind) if "__doc__" in vars(kind) and not (kind.__doc__ or "").startswith(kind.__name__) else None
+    )
+    lines = [f"## {name}", ""]
+    if name == "lora":
+        lines += ["`lora: null`, the default, trains all parameters.", ""]
+    if note:
+        lines += [note.replace("\n", " "), ""]
+    lines += ["| key | type | default | |", "| --- | --- | --- | --- |"]
+    hints = typing.get_type_hints(kind, include_extras=True)
+    comments = _comments(kind)
+    for field_name, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        default = "required" if field.is_required() else _value(field.default)
+        key = f"{name}.{field.alias or field_name}"
+        lines.append(f"| `{key}` | {_type(hints[field_name])} | {default} | {comments.get(field_name, '')} |")
+    if name == "data":
+        lines += ["", "Of each source, where more than its path is given:", "", *_source_table()]
+    return "\n".join([*lines, ""])
+
+
+def _source_table() -> Iterator[str]:
+    comments = _comments(schema.SourceConfig)
+    hints = typing.get_type_hints(schema.SourceConfig, include_extras=True)
+    yield from ("| key | type | default | |", "| --- | --- | --- | --- |")
+    for name, field in schema.SourceConfig.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        default = "required" if field.is_required() else _value(field.default)
+        yield f"| `{name}` | {_type(hints[name])} | {default} | {comments.get(name, '')} |"
+
+
+def _losses() -> str:
+    lines = [
+        "## loss",
+        "",
+        "`loss.name` chooses; the other keys are that loss's own, and another loss's key is an error. Without a "
+        "section, or without a name, the loss is `dpop`. Formulas: [losses](../losses.md).",
+        "",
+        "| `loss.name` | key | value | default |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, definition in REGISTRY.items():
+        for item in dataclasses.fields(definition.hyperparameters):
+            rule = item.metadata["rule"]
+            words = isinstance(rule, ChoiceRule)
+            allowed = " or ".join(f"`{word}`" for word in rule.words) if words else rule.describe()
+            lines.append(f"| `{name}` | `loss.{config_key(item)}` | {allowed} | {_value(item.default)} |")
+    return "\n".join([*lines, ""])
+
+
+def _comments(kind: type) -> dict[str, str]:
+    """The comment at the end of each field's line, by the field's name."""
+    source = inspect.getsource(kind)
+    at_line = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    (tree,) = ast.parse(source).body
+    assert isinstance(tree, ast.ClassDef)
+    fields = [node for node in tree.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    return {node.target.id: at_line.get(node.end_lineno or 0, "") for node in fields}  # type: ignore[union-attr]
+
+
+def _value(value: object) -> str:
+    """As YAML writes it."""
+    if isinstance(value, tuple):
+        return f"`[{', '.join(_value(item).strip('`') for item in value)}]`"
+    if isinstance(value, bool) or value is None:
+        return f"`{ {True: 'true', False: 'false', None: 'null'}[value] }`".replace(" ", "")
+    if isinstance(value, float) and value and abs(value) < 1e-3:
+        return f"`{re.sub(r'e-0*', 'e-', f'{value:.1e}')}`"
+    return f"`{value}`"
+
+
+def _type(hint: Any) -> str:
+    """In words: `whole number ≥ 1 or null`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint == schema.Sources or (origin is Annotated and schema.SourceConfig in typing.get_args(arguments[0])):
+        return "files: one path, or a list of paths or sources"
+    if origin is Annotated:
+        return " ".join([_type(arguments[0]), *filter(None, (_bounds(extra) for extra in arguments[1:]))])
+    if origin is Literal:
+        return " or ".join(f"`{word}`" for word in arguments)
+    if origin is tuple:
+        return (
+            f"list of {_type(arguments[0])}" if Ellipsis in arguments else f"{len(arguments)} of: {_type(arguments[0])}"
+        )
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(option) for option in arguments)
+    return NAMES[hint]
+
+
+def _bounds(extra: Any) -> str:
+    """Of one annotation; what is no bound says nothing."""
+    rules = getattr(extra, "metadata", (extra,))
+    limits = ((BOUNDS.get(type(rule)), rule) for rule in rules)
+    return " and ".join(f"{sign} {dataclasses.astuple(rule)[0]}" for sign, rule in limits if sign)
