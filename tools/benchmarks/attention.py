@@ -67,14 +67,15 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def measure(options: argparse.Namespace, dtype: str) -> list[Measurement]:
-    examples = list(MadeUpPairs(KINDS[options.pairs], options.pairs_a_row, vocab_size=1000))
+    pairs = MadeUpPairs(KINDS[options.pairs], options.pairs_a_row, vocab_size=1000)
+    examples = [pairs[index] for index in range(len(pairs))]
     found = []
     for way, shared, attend in (
         ("trees (ours)", True, _trees),
         ("completions by themselves", False, _trees),
         ("trees, one mask over the row", True, _masked),
     ):
-        lengths = MadeUpPairs(KINDS[options.pairs], options.pairs_a_row, vocab_size=1000).lengths()
+        lengths = pairs.lengths()
         shapes = example_shapes(
             lengths.prompt_tokens, lengths.completion_tokens, lengths.common_prefix_tokens, share_prefix=shared
         )
@@ -105,16 +106,14 @@ def _masked(plan: AttentionPlan, device: str) -> Attend:
     mask = torch.zeros(tokens, tokens, dtype=torch.bool)
     at = 0
     for block, pieces in zip(plan.query_tokens, plan.seen, strict=True):
-        keys = np.concatenate([np.arange(starts[piece], starts[piece + 1]) for piece in pieces]) if pieces else []
-        mask[at : at + block, torch.as_tensor(keys)] = torch.ones(block, len(keys), dtype=torch.bool).tril(
-            len(keys) - block
-        )
+        keys = torch.cat([torch.arange(starts[piece], starts[piece + 1]) for piece in pieces])
+        mask[at : at + block, keys] = torch.ones(block, len(keys), dtype=torch.bool).tril(len(keys) - block)
         at += block
     mask = mask.to(device)
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        heads_first = [tensor.transpose(0, 1)[None] for tensor in (query, key, value)]
-        mixed = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, enable_gqa=True)
+        query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
         return mixed[0].transpose(0, 1)
 
     return attend

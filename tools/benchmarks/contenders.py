@@ -166,7 +166,7 @@ def run_trl(task: Task, contender: Contender, turn: Turn) -> Outcome:
         **{key: value for key, value in contender.options.items() if key != "per_device_train_batch_size"},
     }
 
-    class Trainer(trl.DPOTrainer):  # type: ignore[misc]
+    class Trainer(trl.DPOTrainer):
         """TRL's, on tokens that are given: the same ones that we train on."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
@@ -222,7 +222,7 @@ def _step_callback(turn: Turn) -> Any:
     """Times each step from the end of the last one, so that fetching its batch counts too."""
     from transformers import TrainerCallback
 
-    class StepWatch(TrainerCallback):  # type: ignore[misc]
+    class StepWatch(TrainerCallback):
         def __init__(self) -> None:
             self.step_seconds: list[float] = []
             self.peak_bytes = 0

@@ -6,7 +6,6 @@ import pytest
 
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.logprobs.chunking import default_chunking
-from megatron_dpop.models.build import transformer_config
 from megatron_dpop.plan.activations import TORCH, TRANSFORMER_ENGINE, layer_activations
 from megatron_dpop.plan.choice import LayoutChoice
 from megatron_dpop.plan.hardware import ASSUMPTIONS, DEVICES, GIB, device_like
@@ -92,12 +91,6 @@ def test_tiles_are_those_of_the_log_probabilities() -> None:
     for kernels, device in ((TORCH, "cpu"), (TRANSFORMER_ENGINE, "cuda")):
         chunking = default_chunking(torch.device(device))
         assert kernels.tile == (chunking.tokens, chunking.vocab)
-
-
-def test_fusions_are_those_of_the_model() -> None:
-    config = transformer_config(QWEN_72B, LayoutChoice(), params_dtype=torch.bfloat16)
-    for kernels in (TORCH, TRANSFORMER_ENGINE):
-        assert (config.bias_activation_fusion, config.apply_rope_fusion) == (kernels.fused_gate, kernels.fused_rotary)
 
 
 def test_devices_are_recognised_by_cudas_name() -> None:
