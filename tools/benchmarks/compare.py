@@ -47,11 +47,8 @@ def register(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> Report:
     if options.steps < 2:
         raise UserError("--steps: the first step warms up; give at least 2")
-    names = options.contenders or [
-        OURS.name,
-        TRL_DEFAULT.name,
-        f"TRL, precomputed, {min(8, options.batch_pairs)} pairs at once",
-    ]
+    precomputed = f"TRL, precomputed, {min(8, options.batch_pairs)} pairs at once"
+    names = options.contenders or [OURS.name, TRL_DEFAULT.name, precomputed]
     with tempfile.TemporaryDirectory() as scratch:
         task = Task(
             model=options.model,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.made_up_pairs import KINDS, MadeUpPairs
+from benchmarks.made_up_pairs import MadeUpPairs, lengths_of
 from benchmarks.memory import peak_bytes, reset_peak
 
 BETA = 0.1
@@ -105,14 +105,15 @@ def config_tree(task: Task, options: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def made_up_pairs(name: str, model: Path, pairs: int) -> MadeUpPairs | None:
+def made_up_pairs(kind: str, model: Path, pairs: int) -> MadeUpPairs | None:
     """None for a file of real ones."""
-    if name not in KINDS:
+    lengths = lengths_of(kind)
+    if lengths is None:
         return None
     from checkpoint_convert.architectures import read_architecture
     from checkpoint_convert.locate import assets_folder
 
-    return MadeUpPairs(KINDS[name], pairs, vocab_size=read_architecture(assets_folder(model)).vocab_size)
+    return MadeUpPairs(lengths, pairs, vocab_size=read_architecture(assets_folder(model)).vocab_size)
 
 
 def run_ours(task: Task, contender: Contender, turn: Turn) -> Outcome:

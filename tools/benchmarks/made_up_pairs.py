@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from checkpoint_convert.errors import UserError
 from megatron_dpop.data.examples import Lengths, TokenizedExample
 
 Draw = np.random.Generator
@@ -57,6 +58,20 @@ KINDS: dict[str, Callable[[Draw, int], PairLengths]] = {
     "metamath-like": metamath_like,
     "ultrafeedback-like": ultrafeedback_like,
 }
+
+
+FIXED = "fixed:"
+
+
+def lengths_of(kind: str) -> Callable[[Draw, int], PairLengths] | None:
+    """Of a name in KINDS, or of "fixed:PROMPT,COMPLETION,COMMON" (tokens); None for anything else."""
+    if kind.startswith(FIXED):
+        try:
+            prompt, completion, common = (int(word) for word in kind.removeprefix(FIXED).split(","))
+        except ValueError:
+            raise UserError(f"{kind}: give three numbers of tokens, as in {FIXED}90,190,100") from None
+        return fixed(prompt, completion, common)
+    return KINDS.get(kind)
 
 
 class MadeUpPairs:

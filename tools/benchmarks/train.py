@@ -16,6 +16,7 @@ from benchmarks.made_up_pairs import KINDS
 from benchmarks.rates import FORMULA, Rates, rates, reachable_flops
 from benchmarks.report import Report, markdown
 from benchmarks.session import open_session
+from checkpoint_convert.errors import UserError
 
 
 def register(subparsers: Any) -> None:
@@ -27,7 +28,11 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
     parser.add_argument("--steps", type=int, default=6, help="the first one warms up and is not counted")
-    parser.add_argument("--made-up", choices=KINDS, help="train on pairs of random tokens instead of data.train")
+    parser.add_argument(
+        "--made-up",
+        metavar="KIND",
+        help=f"train on pairs of random tokens: {', '.join(KINDS)} or fixed:PROMPT,COMPLETION,COMMON (tokens)",
+    )
     parser.add_argument("--made-up-pairs", type=int, default=10_000, metavar="N", help="how many there are of them")
     parser.add_argument("--peak-tflops", type=float, help="of one device, for MFU; default: its maker's statement")
     parser.add_argument("--profile", type=Path, metavar="TRACE", help="write torch's profile of one more step here")
@@ -44,9 +49,10 @@ def run(options: argparse.Namespace) -> Report:
     if options.made_up:
         from megatron_dpop.training.inputs import resolve_model
 
-        pairs = made_up_pairs(
-            options.made_up, resolve_model(config.model.path, key="model.path"), options.made_up_pairs
-        )
+        model = resolve_model(config.model.path, key="model.path")
+        pairs = made_up_pairs(options.made_up, model, options.made_up_pairs)
+        if pairs is None:
+            raise UserError(f"--made-up: {options.made_up} is not known; choose {', '.join(KINDS)} or fixed:...")
     with open_session(config, pairs=pairs, timed_parts=True) as session:
         import torch.distributed as dist
 
