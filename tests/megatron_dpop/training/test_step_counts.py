@@ -13,6 +13,7 @@ from tests.tiny import write_config, write_model, write_pairs
 
 LAYERS = 4
 PAIRS = 12
+WAITS = {"tolist": 1, "item": 1, "__float__": 1}
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,11 @@ class Counts:
     allocated_bytes: int
 
 
-def count_step(tree: dict) -> Counts:
+def count_steps(trees: list[dict]) -> list[Counts]:
+    return [_count(tree) for tree in trees]
+
+
+def _count(tree: dict) -> Counts:
     from megatron_dpop.config.load import config_from_dict
     from megatron_dpop.runtime import processes
 
@@ -87,16 +92,60 @@ def _tree(world: Path, run: str, **sections: object) -> dict:
 
 
 @pytest.fixture(scope="module")
-def alone(world: Path) -> Counts:
-    return run_ranks(count_step, 1, _tree(world, "alone"))[0]
+def alone(world: Path) -> dict[str, Counts]:
+    """On one rank, with prefixes shared and not."""
+    trees = {
+        "shared": _tree(world, "shared"),
+        "unshared": _tree(world, "unshared", data={"row_tokens": 512, "share_prefix": False}),
+    }
+    return dict(zip(trees, run_ranks(count_steps, 1, list(trees.values()))[0], strict=True))
 
 
 @pytest.fixture(scope="module")
-def tensor(world: Path) -> list[Counts]:
-    return run_ranks(count_step, 2, _tree(world, "tensor", parallel={"tensor": 2}))
+def tensor(world: Path) -> Counts:
+    return run_ranks(count_steps, 2, [_tree(world, "tensor", parallel={"tensor": 2})])[0][0]
 
 
-def test_print(alone, tensor, world):
-    print(alone)
-    print(tensor[0])
-    print(run_ranks(count_step, 1, _tree(world, "unshared", data={"row_tokens": 512, "share_prefix": False}))[0])
+def test_products_are_the_useful_ones(alone: dict[str, Counts]) -> None:
+    """Beyond `model_flops`: logits computed again in the backward pass, padding, and attention's own recomputation."""
+    for counts in alone.values():
+        assert 1 < counts.flops / counts.model_flops < 1.06
+
+
+def test_sharing_saves_the_products_that_the_formula_says(alone: dict[str, Counts]) -> None:
+    shared, unshared = alone["shared"], alone["unshared"]
+    saved = 1 - shared.model_flops / unshared.model_flops
+    assert saved > 0.3
+    assert 1 - shared.flops / unshared.flops == pytest.approx(saved, abs=0.01)
+
+
+def test_collectives_of_one_rank(alone: dict[str, Counts]) -> None:
+    """Metrics, the number of examples (also from the last pipeline stage) and the gradient's norm."""
+    assert alone["shared"].collectives == {"allreduce_": 3, "broadcast_": 1}
+
+
+def test_collectives_of_tensor_parallelism(tensor: Counts) -> None:
+    assert tensor.collectives == {
+        # Forward after the two row-parallel products of a layer, backward after its two column-parallel ones; once for
+        # the embedding and once for the scored hidden states.
+        "_reduce_scatter_base_": 4 * LAYERS + 2,
+        # Before the other products of a layer in either direction, and again for its two weights' gradients.
+        "_allgather_base_": 6 * LAYERS + 2,
+        "allgather_": 1,  # of the log-probabilities' statistics
+        "allreduce_": 4,  # as on one rank, and the norms' gradients
+        "broadcast_": 1,
+    }
+
+
+def test_the_host_waits_where_it_must(alone: dict[str, Counts]) -> None:
+    """For the metrics, before any weight is touched; and in Megatron-Core for the gradient's norm, to clip by it."""
+    assert alone["shared"].waits == WAITS
+
+
+def test_a_step_allocates_no_more(alone: dict[str, Counts]) -> None:
+    """Two hundredths of slack: the libraries' own temporaries may change with their versions."""
+    assert alone["shared"].allocations < 1.02 * 2445
+    assert alone["shared"].allocated_bytes < 1.02 * 18_402_462
+    # Not sharing has fewer, longer blocks of attention.
+    assert alone["unshared"].allocations < 1.02 * 1565
+    assert alone["unshared"].allocated_bytes < 1.02 * 26_616_898
