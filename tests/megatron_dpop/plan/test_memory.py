@@ -8,7 +8,7 @@ from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.logprobs.chunking import default_chunking
 from megatron_dpop.plan.activations import TORCH, TRANSFORMER_ENGINE, layer_activations
 from megatron_dpop.plan.choice import LayoutChoice
-from megatron_dpop.plan.hardware import ASSUMPTIONS, DEVICES, GIB, device_like
+from megatron_dpop.plan.hardware import ASSUMPTIONS, DEVICES, GIB, device_like, known_device
 from megatron_dpop.plan.memory import Memory, device_memory, in_flight, stage_memory
 from megatron_dpop.plan.workload import Workload
 from tests.megatron_dpop.plan.measured import Pairs
@@ -95,4 +95,6 @@ def test_tiles_are_those_of_the_log_probabilities() -> None:
 
 def test_devices_are_recognised_by_cudas_name() -> None:
     assert device_like("NVIDIA H200", 139 * GIB) == replace(DEVICES["h200"], name="NVIDIA H200", memory_bytes=139 * GIB)
+    assert known_device("NVIDIA H100 80GB HBM3") is DEVICES["h100"]
+    assert known_device("Some GPU") is None
     assert device_like("Some GPU", 40 * GIB).bf16_flops == DEVICES["h100"].bf16_flops
