@@ -41,7 +41,7 @@ def test_ours_and_trls_train_to_the_same_losses(world: Path) -> None:
 
 def test_other_losses_are_not_compared() -> None:
     task = Task(Path(), "pairs", 2, 8, "fp32", 1, 64, 128, Path())
-    same, other = (Outcome([1.0, 1.0], [0.69, loss], 2**30, 0.0, [10, 10]) for loss in (0.5, 0.6))
+    same, other = (Outcome([1.0, 1.0], [1.0, 1.0], [0.69, loss], 2**30, 0.0, [10, 10]) for loss in (0.5, 0.6))
     assert summary(task, {"ours": same, "theirs": same}).ok
     report = summary(task, {"ours": same, "theirs": other})
     assert not report.ok

@@ -72,8 +72,8 @@ def summary(task: Task, outcomes: dict[str, Outcome]) -> Report:
     rows, numbers, apart = [], {}, []
     for name, outcome in outcomes.items():
         seconds = outcome.step_seconds[1:]
-        # Step by step: what slowed one of a round slowed the others.
-        ratios = [mine / base for mine, base in zip(seconds, first.step_seconds[1:], strict=True)]
+        ratios = _ratios(outcome.step_seconds, first.step_seconds)
+        busy_ratios = _ratios(outcome.processor_seconds, first.processor_seconds)
         difference = max(abs(a - b) for a, b in zip(outcome.losses, first.losses, strict=True))
         if difference > tolerance:
             apart.append(f"{name} (by {difference:.2g})")
@@ -86,15 +86,21 @@ def summary(task: Task, outcomes: dict[str, Outcome]) -> Report:
                 f"{min(seconds):.1f} to {max(seconds):.1f}",
                 f"{statistics.median(ratios):.2f}",
                 f"{min(ratios):.2f} to {max(ratios):.2f}",
+                f"{statistics.median(busy_ratios):.2f}",
                 f"{tokens / typical:.0f}",
                 f"{outcome.peak_bytes / 2**30:.2f}",
                 f"{outcome.peak_bytes / first.peak_bytes:.2f}",
                 f"{difference:.1e}",
             ]
         )
-        numbers[name] = {**asdict(outcome), "median_ratio": statistics.median(ratios), "loss_difference": difference}
-    header = ["trainer", "pairs/s", "s a step", "time a step, ratio", "its spread", "tokens/s", "peak memory, GiB"]
-    table = markdown([*header, "memory, ratio", "loss apart by"], rows)
+        numbers[name] = {
+            **asdict(outcome),
+            "median_ratio": statistics.median(ratios),
+            "median_processor_ratio": statistics.median(busy_ratios),
+            "loss_difference": difference,
+        }
+    header = ["trainer", "pairs/s", "s a step", "time a step, ratio", "its spread", "processor time, ratio", "tokens/s"]
+    table = markdown([*header, "peak memory, GiB", "memory, ratio", "loss apart by"], rows)
     lines = [
         f"{task.pairs}: {task.batch_pairs} pairs a step, {task.precision}, {task.threads} threads, "
         f"medians of {task.steps - 1} steps after one of warm-up; ratios are to {next(iter(outcomes))}, step by step",
@@ -105,6 +111,11 @@ def summary(task: Task, outcomes: dict[str, Outcome]) -> Report:
         _verdict(apart, tolerance),
     ]
     return Report("\n".join(lines), numbers, ok=not apart)
+
+
+def _ratios(mine: Sequence[float], base: Sequence[float]) -> list[float]:
+    """Step by step, the first one left out: what slowed one trainer in a round slowed the other."""
+    return [one / other for one, other in zip(mine[1:], base[1:], strict=True)]
 
 
 def _losses(losses: Sequence[float]) -> str:

@@ -73,6 +73,7 @@ class Outcome:
     """Of one contender's run."""
 
     step_seconds: list[float]
+    processor_seconds: list[float]  # of all of the process's threads, a step: other work on the machine changes it less
     losses: list[float]
     peak_bytes: int  # while it trained, the interpreter included
     setup_seconds: float  # loading, reference log-probabilities where they are precomputed
@@ -125,14 +126,16 @@ def run_ours(task: Task, contender: Contender, turn: Turn) -> Outcome:
     pairs = made_up_pairs(task.pairs, task.model, task.steps * task.batch_pairs)
     with open_session(config, pairs=pairs) as session:
         setup_seconds = time.perf_counter() - started
-        outcome = Outcome([], [], 0, setup_seconds, [])
+        outcome = Outcome([], [], [], 0, setup_seconds, [])
         gc.collect()
         reset_peak()
         turn()
         for step in range(task.steps):
             source = session.data.source
             outcome.tokens.append(int(source.shapes.row_tokens[source.examples_of_step(step)].sum()))
+            busy = time.process_time()
             timed = session.take_step()
+            outcome.processor_seconds.append(time.process_time() - busy)
             outcome.step_seconds.append(timed.seconds)
             outcome.losses.append(timed.metrics["loss"])
             turn()
@@ -186,7 +189,7 @@ def run_trl(task: Task, contender: Contender, turn: Turn) -> Outcome:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     sizes = [2 * len(e.prompt) + sum(len(c) for c in e.completions) for e in examples]
     tokens = [sum(sizes[at : at + task.batch_pairs]) for at in range(0, len(sizes), task.batch_pairs)]
-    return Outcome(watch.step_seconds, losses, watch.peak_bytes, watch.setup_seconds, tokens)
+    return Outcome(watch.step_seconds, watch.processor_seconds, losses, watch.peak_bytes, watch.setup_seconds, tokens)
 
 
 def ordered_examples(task: Task) -> list[Any]:
@@ -226,8 +229,9 @@ def _step_callback(turn: Turn) -> Any:
     class StepWatch(TrainerCallback):
         def __init__(self) -> None:
             self.step_seconds: list[float] = []
+            self.processor_seconds: list[float] = []
             self.peak_bytes = 0
-            self.setup_seconds = self.setup_started = self.started = 0.0
+            self.setup_seconds = self.setup_started = self.started = self.busy = 0.0
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             self.setup_seconds = time.perf_counter() - self.setup_started
@@ -237,12 +241,13 @@ def _step_callback(turn: Turn) -> Any:
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.step_seconds.append(time.perf_counter() - self.started)
+            self.processor_seconds.append(time.process_time() - self.busy)
             self.peak_bytes = peak_bytes()
             self._wait()
 
         def _wait(self) -> None:
             turn()
-            self.started = time.perf_counter()
+            self.started, self.busy = time.perf_counter(), time.process_time()
 
     return StepWatch()
 
