@@ -6,8 +6,6 @@ for another within a layer as it would passing keys around a ring.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +16,6 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from megatron_dpop.models.cpu_attention import attend_on_cpu
 from megatron_dpop.models.layout import RowLayout
 from megatron_dpop.models.rotary import rotate
 from megatron_dpop.models.varlen import attend_varlen
@@ -59,7 +56,8 @@ class TreeAttention(MegatronModule):
         if self.context_group.size() > 1:
             gathered = gather_row(torch.cat((keys.to(value.dtype), values), dim=1), self.context_group)
             keys, values = gathered.chunk(2, dim=1)
-        mixed = _implementation(query)(
+        attend = attend_varlen if query.is_cuda and query.dtype is not torch.float32 else attend_blocks
+        mixed = attend(
             rotated_query,
             keys.to(dtype),
             values.to(dtype),
@@ -68,12 +66,6 @@ class TreeAttention(MegatronModule):
             window=self.window,
         )
         return mixed.to(query.dtype).reshape(query.shape[0], 1, -1)
-
-
-def _implementation(states: Tensor) -> Callable[..., Tensor]:
-    if not states.is_cuda:
-        return partial(attend_on_cpu, source_dtype=states.dtype)
-    return attend_blocks if states.dtype is torch.float32 else attend_varlen
 
 
 def gather_row(shard: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:

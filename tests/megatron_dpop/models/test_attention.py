@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from megatron_dpop.models.attention import attend_blocks
-from megatron_dpop.models.cpu_attention import attend_on_cpu
 from megatron_dpop.models.varlen import attend_varlen, varlen_blocks
 from megatron_dpop.rows.context import attention_plan, gathered_order, row_chunks
 
@@ -65,15 +64,14 @@ def _leaves(tokens: int, heads: int, kv_heads: int, dtype: torch.dtype) -> list[
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (3, 1)])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
-@pytest.mark.parametrize("attend", [attend_blocks, attend_on_cpu])
 def test_equals_dense_attention(
-    attend, name: str, heads: int, kv_heads: int, window: int | None, dtype: torch.dtype, tolerance: float
+    name: str, heads: int, kv_heads: int, window: int | None, dtype: torch.dtype, tolerance: float
 ) -> None:
     trees, padding = ROWS[name]
     tokens = sum(map(sum, trees)) + padding
     leaves = _leaves(tokens, heads, kv_heads, dtype)
     mask = _mask(trees, tokens, window)
-    outputs = attend(*leaves, attention_plan(trees, tokens), softmax_scale=SCALE, window=window)
+    outputs = attend_blocks(*leaves, attention_plan(trees, tokens), softmax_scale=SCALE, window=window)
     expected = _dense(*leaves, mask)
     assert outputs.shape == expected.shape == (tokens, heads, HEAD_DIM)
     assert outputs.dtype is dtype
@@ -87,14 +85,13 @@ def test_equals_dense_attention(
         torch.testing.assert_close(gradient, wanted, rtol=10 * tolerance, atol=10 * tolerance)
 
 
-@pytest.mark.parametrize("attend", [attend_blocks, attend_on_cpu])
-def test_padding_and_other_trees_change_nothing(attend) -> None:
+def test_padding_and_other_trees_change_nothing() -> None:
     """Bit for bit, an example's outputs do not depend on what else its row holds."""
     alone = [leaf.detach() for leaf in _leaves(12, 4, 2, torch.float32)]
     other = [leaf.detach() for leaf in _leaves(9, 4, 2, torch.float32)]
     row = [torch.cat((extra, leaf, 100 * extra)) for leaf, extra in zip(alone, other, strict=True)]
-    expected = attend(*alone, attention_plan(((5, 3, 4),), 12), softmax_scale=SCALE)
-    found = attend(*row, attention_plan(((9,), (5, 3, 4)), 30), softmax_scale=SCALE)
+    expected = attend_blocks(*alone, attention_plan(((5, 3, 4),), 12), softmax_scale=SCALE)
+    found = attend_blocks(*row, attention_plan(((9,), (5, 3, 4)), 30), softmax_scale=SCALE)
     assert torch.equal(found[9:21], expected)
     assert not found[21:].any()
 
@@ -113,8 +110,7 @@ def _padded(trees: Trees, padding: int, ranks: int) -> int:
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("attend", [attend_blocks, attend_on_cpu])
-def test_context_parallel_ranks_together_see_what_one_sees(attend, name: str, window: int | None, ranks: int) -> None:
+def test_context_parallel_ranks_together_see_what_one_sees(name: str, window: int | None, ranks: int) -> None:
     """Each rank's queries against the row's keys; gradients of keys and values summed over ranks."""
     trees, padding = ROWS[name]
     tokens = _padded(trees, padding, ranks)
@@ -126,7 +122,7 @@ def test_context_parallel_ranks_together_see_what_one_sees(attend, name: str, wi
         plan = attention_plan(trees, tokens, chunks)
         assert sum(plan.query_tokens) == tokens // ranks
         mine = leaves[0][torch.cat([torch.arange(*chunk) for chunk in chunks])]
-        parts.append(attend(mine, *leaves[1:], plan, softmax_scale=SCALE, window=window))
+        parts.append(attend_blocks(mine, *leaves[1:], plan, softmax_scale=SCALE, window=window))
     gathered = torch.cat(parts).chunk(2 * ranks)
     outputs = torch.cat([gathered[at] for at in gathered_order(ranks)])
     torch.testing.assert_close(outputs, expected, rtol=1e-12, atol=1e-12)
