@@ -31,6 +31,8 @@ class Measurement:
     name: str
     forward_seconds: float
     seconds: float
+    processor_seconds: float
+    """Of all of this process's threads, which other work on the machine changes less."""
     peak_bytes: int
     """Above the inputs, the gradients included."""
     extra_bytes: int
@@ -132,13 +134,14 @@ def measure(name: str, logprobs: LogProbs, problem: Problem, *, main_grad: bool,
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def step() -> tuple[float, float]:
+    def step() -> tuple[float, float, float]:
         hidden.grad = weight.grad = None
+        busy = time.process_time()
         start = synchronise()
         values = logprobs(hidden, weight, targets)
         middle = synchronise()
         values.sum().backward()
-        return middle - start, synchronise() - start
+        return middle - start, synchronise() - start, time.process_time() - busy
 
     def forward() -> Tensor:
         return logprobs(hidden, weight, targets)
@@ -151,8 +154,9 @@ def measure(name: str, logprobs: LogProbs, problem: Problem, *, main_grad: bool,
     times = [step() for _ in range(repeats)]
     return Measurement(
         name=name,
-        forward_seconds=min(forward for forward, _ in times),
-        seconds=min(total for _, total in times),
+        forward_seconds=min(forward for forward, _, _ in times),
+        seconds=min(total for _, total, _ in times),
+        processor_seconds=min(busy for _, _, busy in times),
         peak_bytes=peak,
         # The peak may lie in the forward pass, before there are gradients.
         extra_bytes=max(forward_peak, peak - gradient_bytes),
@@ -194,11 +198,12 @@ def table(problem: Problem, measurements: Sequence[Measurement]) -> str:
         f"{str(problem.dtype).removeprefix('torch.')}, {problem.device}; "
         f"fp32 logits are {logits_bytes / 2**20:.0f} MiB",
         "",
-        "| | forward, s | forward + backward, s | beyond inputs and gradients | of fp32 logits | error, nats |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| | forward, s | forward + backward, s | processor, s | beyond inputs and gradients | of fp32 logits "
+        "| error, nats |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {row.name} | {row.forward_seconds:.3f} | {row.seconds:.3f} | {row.extra_bytes / 2**20:.0f} MiB "
+        f"| {row.name} | {row.forward_seconds:.3f} | {row.seconds:.3f} | {row.processor_seconds:.3f} | {row.extra_bytes / 2**20:.0f} MiB "
         f"| {row.extra_bytes / logits_bytes:.3f} | {row.mean_error_nats:.1e} |"
         for row in measurements
     ]
