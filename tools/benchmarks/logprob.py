@@ -203,8 +203,8 @@ def table(problem: Problem, measurements: Sequence[Measurement]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {row.name} | {row.forward_seconds:.3f} | {row.seconds:.3f} | {row.processor_seconds:.3f} | {row.extra_bytes / 2**20:.0f} MiB "
-        f"| {row.extra_bytes / logits_bytes:.3f} | {row.mean_error_nats:.1e} |"
+        f"| {row.name} | {row.forward_seconds:.3f} | {row.seconds:.3f} | {row.processor_seconds:.3f} "
+        f"| {row.extra_bytes / 2**20:.0f} MiB | {row.extra_bytes / logits_bytes:.3f} | {row.mean_error_nats:.1e} |"
         for row in measurements
     ]
     return "\n".join(lines)
