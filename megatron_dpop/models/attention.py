@@ -48,8 +48,8 @@ class TreeAttention(MegatronModule):
         packed_seq_params: RowLayout,
         **_: Any,
     ) -> Tensor:  # [tokens / cp, 1, heads / tp * head_dim]
-        # torch's fused attention on CPUs is faster in fp32 than in bf16, with its gradient: by a third at the lengths of
-        # most pairs with matrix tiles, twice without.
+        # torch's fused attention on CPUs is faster in fp32 than in bf16, with its gradient: by a third at the
+        # lengths of most pairs with matrix tiles, twice without.
         dtype = query.dtype if query.is_cuda else torch.promote_types(query.dtype, torch.float32)
         rotated_query = rotate(query[:, 0], packed_seq_params, dtype)
         keys, values = rotate(key[:, 0], packed_seq_params, dtype), value[:, 0]
