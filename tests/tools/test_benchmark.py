@@ -1,6 +1,8 @@
 """The benchmarks run, and what they compare is alike: ours and TRL's trainer on a tiny model, in fp32."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ from benchmarks.compare import summary
 from benchmarks.contenders import Outcome, Task
 
 from tests.tiny import write_model, write_pairs
+
+TOOLS = Path(__file__).parents[2] / "tools"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,12 @@ def test_ours_and_trls_train_to_the_same_losses(world: Path) -> None:
     # The same pairs; we read a shared prefix once.
     ours, trl, _ = (outcome["tokens"] for outcome in numbers.values())
     assert all(mine < theirs for mine, theirs in zip(ours, trl, strict=True))
+
+
+def test_megatron_is_not_imported_before_a_device_is_chosen() -> None:
+    """Some of its modules ask for the device while they are imported."""
+    code = "import sys, benchmark; sys.exit(any(name.startswith('megatron.core') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=TOOLS, check=False).returncode == 0
 
 
 def test_other_losses_are_not_compared() -> None:

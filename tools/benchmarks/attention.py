@@ -14,8 +14,6 @@ from torch import Tensor
 
 from benchmarks.made_up_pairs import KINDS, MadeUpPairs
 from benchmarks.report import Report, markdown
-from megatron_dpop.models.attention import attend_blocks
-from megatron_dpop.models.varlen import attend_varlen
 from megatron_dpop.rows.context import AttentionPlan, attention_plan
 from megatron_dpop.rows.row import build_row
 from megatron_dpop.rows.shapes import example_shapes
@@ -92,6 +90,10 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _trees(plan: AttentionPlan, device: str) -> Attend:
+    # Nothing of Megatron-Core may be imported before a trainer has chosen its device.
+    from megatron_dpop.models.attention import attend_blocks
+    from megatron_dpop.models.varlen import attend_varlen
+
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         function = attend_varlen if device == "cuda" and query.dtype is not torch.float32 else attend_blocks
         return function(query, key, value, plan, softmax_scale=query.shape[-1] ** -0.5)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -90,6 +89,9 @@ def materialised_fp32(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor
 
 def megatron(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Megatron-Core's vocab-parallel cross entropy on bf16 logits, in a group of one rank."""
+    # Nothing of Megatron-Core may be imported before a trainer has chosen its device.
+    from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+
     logits = hidden @ weight.t()
     return -vocab_parallel_cross_entropy(logits, targets, tp_group=dist.group.WORLD)
 
