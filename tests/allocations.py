@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_leaves
 class AllocationCounter(TorchDispatchMode):
     """Bytes of the live storages that operations inside the mode made; `peak_bytes` is the most at any time.
 
+    `made_bytes` and `made` count all of them.
+
     Unlike the profiler it does not lose what another thread frees, and gloo's threads do. What an operation allocates
     and frees within itself is not seen.
     """
@@ -20,6 +22,8 @@ class AllocationCounter(TorchDispatchMode):
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
         self.bytes = 0
         self.peak_bytes = 0
+        self.made_bytes = 0
+        self.made = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -36,6 +40,8 @@ class AllocationCounter(TorchDispatchMode):
         # The weak reference keeps the address from being used again.
         self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.bytes += storage.nbytes()
+        self.made_bytes += storage.nbytes()
+        self.made += 1
         if self.bytes > self.peak_bytes:
             self._forget_dead()
             self.peak_bytes = max(self.peak_bytes, self.bytes)

@@ -1,5 +1,6 @@
 """Counts what collectives send, by the sizes of the tensors that they are given."""
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -17,17 +18,20 @@ IN_PLACE = ("allreduce_", "allreduce_coalesced_")
 
 
 class CollectiveCounter(TorchDispatchMode):
-    """Bytes that this rank sends in rings; a ring of n ranks sends (n - 1) / n of the whole from each."""
+    """Calls by name, and bytes that this rank sends in rings: a ring of n ranks sends (n - 1) / n of the whole."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sent_bytes = 0.0
+        self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func.namespace == "c10d":
-            self.sent_bytes += _sent(func._schema.name.split("::")[1], args, kwargs or {})
+            name = func._schema.name.split("::")[1]
+            self.calls[name] += 1
+            self.sent_bytes += _sent(name, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_dpop.logprobs.chunking import Chunking, default_chunking
-from megatron_dpop.logprobs.matmul import accumulation_dtype, add_product_, operand, product
+from megatron_dpop.logprobs.matmul import accumulation_dtype, add_product_, narrow_operands, operand, product
 from megatron_dpop.logprobs.statistics import SoftmaxStatistics, merge_ranks
 
 
@@ -80,8 +80,8 @@ def vocab_parallel_linear_scores(
         chunking: tile of logits alive at a time; the default depends on the device only.
 
     Precision: products of bf16 operands are summed in fp32 and logits are never rounded to bf16; all in fp64
-    for fp64 inputs. On CUDA the gradient of the logits is rounded to the dtype of `hidden` for its two
-    products, as in any mixed-precision linear layer, and these too are summed in fp32.
+    for fp64 inputs. On CUDA, and on CPUs with matrix tiles (AMX), the gradient of bf16 logits is rounded to
+    bf16 for its two products, as in any mixed-precision linear layer, and these too are summed in fp32.
 
     Gradient of `weight`: added in place to `weight.main_grad` where there is one; else summed in fp32 over
     the call and returned in weight's dtype. A weight that Megatron's DDP manages (it has the attribute
@@ -137,7 +137,9 @@ class _VocabParallelLinearScores(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options
     ) -> tuple[Tensor, Tensor, Tensor]:
         torch._assert_async(((targets >= 0) & (targets < options.vocab_size)).all(), "target out of vocabulary")
-        scores = merge_ranks(_local_statistics(hidden, weight, targets, options), _group(options, targets))
+        with narrow_operands(hidden):
+            packed = _local_statistics(hidden, weight, targets, options)
+        scores = merge_ranks(packed, _group(options, targets))
         entropies = scores.entropy if scores.entropy is not None else scores.logprobs.new_empty(0)
         ctx.save_for_backward(hidden, weight, targets, scores.log_sum_exp)
         ctx.options = options
@@ -151,9 +153,10 @@ class _VocabParallelLinearScores(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.zeros_like(hidden) if needs_hidden else None
         weight_total = _weight_accumulator(weight) if needs_weight else None
-        _accumulate_gradients(
-            hidden, weight, targets, log_sum_exp, grad_logprobs, hidden_grad, weight_total, ctx.options
-        )
+        with narrow_operands(hidden):
+            _accumulate_gradients(
+                hidden, weight, targets, log_sum_exp, grad_logprobs, hidden_grad, weight_total, ctx.options
+            )
         if hidden_grad is not None and ctx.options.reduce_hidden_grad and _group(ctx.options, targets):
             dist.all_reduce(hidden_grad, group=ctx.options.group)
         weight_grad = _finish_weight_grad(weight, weight_total) if weight_total is not None else None

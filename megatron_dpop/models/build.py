@@ -62,6 +62,7 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
+        use_te_activation_func=True,  # so is called what the spec names: our own, with or without Transformer Engine
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
         persist_layer_norm=False,

@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from checkpoint_convert.architectures import Architecture
 from megatron_dpop.models.attention import TreeAttention
+from megatron_dpop.models.gate import GatedSilu
 from megatron_dpop.models.norm import RMSNorm
 
 
@@ -35,6 +36,7 @@ def block_spec(
             layer.self_attention.submodules.k_layernorm = norm
     attention = layer.self_attention.submodules
     attention.core_attention = TreeAttention
+    layer.mlp.keywords["submodules"].activation_func = GatedSilu
     if architecture.attention_output_bias:
         attention.linear_proj = partial(_with_bias, attention.linear_proj)
     spec = ModuleSpec(module=TransformerLayer, submodules=layer)

@@ -21,29 +21,23 @@ FP8 = 1
 class Kernels:
     """Which implementation computes a layer, as far as it decides what is kept (`models.build`, `models.spec`)."""
 
-    fused_norm: bool  # Transformer Engine's norm keeps its input in place; torch's widens it to fp32
-    fused_rotary: bool  # keeps angles once a row, not their cosines and sines in each layer
-    fused_gate: bool  # keeps the gate's input alone; unfused, three more tensors
     attention: Literal["blocks", "varlen"]  # `models.attention` in fp32 with masks, or `models.varlen` on gathered keys
     tile: tuple[int, int]  # of logits: scored tokens, vocabulary (`logprobs.chunking.default_chunking`)
     widened_tile: bool  # operands of a tile's products are copied to fp32 first
+    gather_buffer: bool  # linear layers gather sequence-parallel inputs into one buffer that stays
 
 
 TORCH = Kernels(
-    fused_norm=False,
-    fused_rotary=False,
-    fused_gate=False,
     attention="blocks",
     tile=(512, 512),
     widened_tile=True,
+    gather_buffer=True,
 )
 TRANSFORMER_ENGINE = Kernels(
-    fused_norm=True,
-    fused_rotary=False,
-    fused_gate=False,
     attention="varlen",
     tile=(2048, 2048),
     widened_tile=False,
+    gather_buffer=False,
 )
 
 
@@ -90,24 +84,21 @@ def layer_activations(architecture: Architecture, choice: LayoutChoice, row: Row
     linear_input = FP8 if choice.fp8 and choice.lora is None else size
     hidden = tokens * widths.hidden / choice.sequence_shards
     norm = {
-        "input of the norm": hidden * (size if kernels.fused_norm else FP32),
-        "normalised, for the norm's weight": 0.0 if kernels.fused_norm or choice.lora else hidden * FP32,
+        "input of the norm": hidden * size,
         "input of the linear layer after it": hidden * linear_input,
     }
     attention = {
         **norm,
-        "rotary cosines and sines": 0.0 if kernels.fused_rotary else 4 * tokens * widths.head_dim * size,
         "input of linear_proj": tokens * widths.query * linear_input,
     }
     feed_forward = {
         **norm,
         "output of linear_fc1": 2 * tokens * widths.ffn * size,
-        "activated and shifted halves": 0.0 if kernels.fused_gate else 2 * tokens * widths.ffn * size,
         "input of linear_fc2": tokens * widths.ffn * linear_input,
     }
     if architecture.qk_norm:
         normed = tokens * (widths.query + widths.key)
-        attention["inputs of the query and key norms"] = normed * (size if kernels.fused_norm else 2 * FP32)
+        attention["inputs of the query and key norms"] = normed * size
     if choice.lora:
         attention["between the adapters' factors"] = len(choice.lora.targets) * tokens * choice.lora.rank * size
     is_varlen = kernels.attention == "varlen" and choice.params != "fp32"
@@ -115,7 +106,7 @@ def layer_activations(architecture: Architecture, choice: LayoutChoice, row: Row
         attention=attention,
         core_attention=_varlen_attention(choice, row, widths) if is_varlen else _block_attention(choice, row, widths),
         attention_inputs={
-            "rotated queries and keys": tokens * (widths.query + widths.key) * size,
+            "queries": tokens * widths.query * size,
             "output of linear_qkv, of which values are a view": tokens * (widths.query + 2 * widths.key) * size,
         },
         feed_forward=feed_forward,
@@ -149,7 +140,7 @@ def _block_attention(choice: LayoutChoice, row: Row, widths: Widths) -> dict[str
     return kept
 
 
-def backward_bytes(architecture: Architecture, choice: LayoutChoice, row: Row, kernels: Kernels) -> float:
+def backward_bytes(architecture: Architecture, choice: LayoutChoice, row: Row) -> float:
     """The most that one layer's backward pass holds of its own: gradients of activations and of one weight.
 
     A node's gradients come while what it kept goes, so the peak is at the layer's end, before much has gone: the
@@ -161,8 +152,7 @@ def backward_bytes(architecture: Architecture, choice: LayoutChoice, row: Row, k
     hidden = tokens * widths.hidden
     gradients = (hidden + hidden / choice.sequence_shards + 2 * tokens * widths.ffn) * size
     weight = 0 if choice.lora else widths.ffn * widths.hidden * size
-    norm = 0.0 if kernels.fused_norm else 3 * hidden / choice.sequence_shards * FP32
-    return max(gradients + weight, norm + hidden * size)
+    return gradients + weight
 
 
 def score_bytes(architecture: Architecture, choice: LayoutChoice, row: Row) -> float:

@@ -59,10 +59,14 @@ DEVICES = {
 }
 
 
+def known_device(name: str) -> Hardware | None:
+    """The stated device whose model is in CUDA's name for it."""
+    return next((device for key, device in DEVICES.items() if key.upper() in name.upper()), None)
+
+
 def device_like(name: str, memory_bytes: int) -> Hardware:
-    """The stated device whose model is in CUDA's name for it, or H100's rates, with the memory that it really has."""
-    known = next((device for key, device in DEVICES.items() if key.upper() in name.upper()), DEVICES["h100"])
-    return replace(known, name=name, memory_bytes=memory_bytes)
+    """The known device of that name, or H100's rates, with the memory that it really has."""
+    return replace(known_device(name) or DEVICES["h100"], name=name, memory_bytes=memory_bytes)
 
 
 @dataclass(frozen=True)

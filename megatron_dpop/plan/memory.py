@@ -85,7 +85,7 @@ def stage_memory(
     activations = _activations(architecture, workload, choice, kernels, stage)
     is_last = stage == choice.pipeline - 1
     layer = layer_activations(architecture, choice, row, kernels)
-    backward = layer.recomputed(choice.recompute) + backward_bytes(architecture, choice, row, kernels)
+    backward = layer.recomputed(choice.recompute) + backward_bytes(architecture, choice, row)
     logprob = logprob_bytes(architecture, choice, row, kernels) if is_last else 0.0
     buffers = _gather_buffer(architecture, choice, row, kernels)
     if assumptions is not None:
@@ -132,24 +132,21 @@ def _activations(
     layers = choice.stage_layers(architecture.num_layers)[stage] / choice.chunks
     kept = layers * layer_activations(architecture, choice, row, kernels).kept(choice.recompute)
     hidden = row.tokens / choice.context * architecture.hidden_size / choice.sequence_shards
-    is_first, is_last = stage == 0, stage == choice.pipeline - 1
-    # Boundary tensors stay in the schedule's lists (`deallocate_pipeline_outputs` is off); where the norm or the
-    # recomputation keeps the layer's input anyway, it is that very tensor.
+    is_last = stage == choice.pipeline - 1
+    # Boundary tensors stay in the schedule's lists (`deallocate_pipeline_outputs` is off); a received one is the very
+    # tensor that the first norm, or recomputation, keeps anyway.
     if not is_last or choice.chunks > 1:
-        kept += hidden * choice.bytes
-    if (not is_first or choice.chunks > 1) and not kernels.fused_norm and choice.recompute != "full":
         kept += hidden * choice.bytes
     angles = row.tokens / choice.context * architecture.head_dim * FP32
     total = chunks * (kept + angles)
     if is_last:
-        norm = hidden * (choice.bytes if kernels.fused_norm else 2 * FP32)
-        total += norm + score_bytes(architecture, choice, row)
+        total += hidden * choice.bytes + score_bytes(architecture, choice, row)
     return total
 
 
 def _gather_buffer(architecture: Architecture, choice: LayoutChoice, row: Row, kernels: Kernels) -> float:
     """Megatron-Core's own linear layers gather sequence-parallel inputs into one buffer that stays."""
-    if kernels.fused_norm or not choice.sequence or choice.tensor == 1:
+    if not kernels.gather_buffer or not choice.sequence or choice.tensor == 1:
         return 0.0
     return row.tokens / choice.context * architecture.hidden_size * choice.bytes
 

@@ -20,7 +20,7 @@ MOMENTS_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def build_optimizer(config: Config, chunks: Sequence[MegatronModule], dtype: torch.dtype) -> MegatronOptimizer:
     """AdamW with fp32 master weights, by default sharded over data-parallel ranks; norms and biases are not decayed."""
     options = config.optimizer
-    return get_megatron_optimizer(
+    optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
             decoupled_weight_decay=True,
@@ -44,6 +44,19 @@ def build_optimizer(config: Config, chunks: Sequence[MegatronModule], dtype: tor
         ),
         list(chunks),
     )
+    for stand_in in _torch_optimizers(optimizer):
+        for group in stand_in.optimizer.param_groups:
+            group["fused"] = True  # one pass over weights, moments and gradients in place of ten
+    return optimizer
+
+
+def _torch_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
+    """The parts whose AdamW is torch's, which stands in for the fused one of GPUs."""
+    return [
+        part
+        for part in getattr(optimizer, "chained_optimizers", [optimizer])
+        if isinstance(part.optimizer, torch.optim.AdamW)
+    ]
 
 
 def build_scheduler(config: Config, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
@@ -72,11 +85,7 @@ def loading(optimizer: MegatronOptimizer) -> Iterator[None]:
     takes that step count for one more tensor that the checkpoint should hold; and it gives all parameters one step
     count to share, which each of them would then advance.
     """
-    distributed_optimizers = [
-        distributed
-        for distributed in getattr(optimizer, "chained_optimizers", [optimizer])
-        if isinstance(distributed.optimizer, torch.optim.AdamW)
-    ]
+    distributed_optimizers = _torch_optimizers(optimizer)
     for distributed in distributed_optimizers:
         _allocate_state(distributed.optimizer)
         _keep_step_count(distributed)

@@ -1,18 +1,13 @@
 """One training step: rows in, weights updated, metrics out."""
 
 import math
-import resource
 import time
 from functools import partial
 from typing import Any
 
 import torch
 
-from checkpoint_convert.architectures import Architecture
-from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.models.lora import seed_dropout
-from megatron_dpop.plan.flops import training_flops
-from megatron_dpop.runtime.devices import on_gpu
 from megatron_dpop.training.batches import RowSource, StepData
 from megatron_dpop.training.engine import Engine
 from megatron_dpop.training.forward import run_rows
@@ -20,6 +15,7 @@ from megatron_dpop.training.kl import step_kl
 from megatron_dpop.training.metrics import StepMetrics
 from megatron_dpop.training.non_finite import NonFiniteError, stop
 from megatron_dpop.training.reruns import Reruns
+from megatron_dpop.training.speed import speed_metrics
 
 
 def train_step(engine: Engine, data: StepData, metrics: StepMetrics, reruns: Reruns, step: int) -> dict[str, Any]:
@@ -67,32 +63,3 @@ def data_metrics(source: RowSource, step: int) -> dict[str, float]:
         "data/shared_fraction": 1 - used / unshared,
         "data/consumed_pairs": (step + 1) * source.batch,
     }
-
-
-def speed_metrics(
-    architecture: Architecture, lora: LoraConfig | None, source: RowSource, step: int, seconds: float, devices: int
-) -> dict[str, float]:
-    """Rates of a training step that took `seconds`; FLOPs count useful work (`megatron_dpop.plan.flops`)."""
-    examples = source.examples_of_step(step)
-    tokens = int(source.shapes.row_tokens[examples].sum())
-    flops = training_flops(
-        architecture,
-        lora,
-        tokens=tokens,
-        scores=int(source.shapes.scores[examples].sum()),
-        attended=int(source.shapes.attended[examples].sum()),
-    )
-    return {
-        "perf/step_seconds": seconds,
-        "perf/pairs_per_second": len(examples) / seconds,
-        "perf/tokens_per_second": tokens / seconds,
-        "perf/model_tflops_per_device": flops / seconds / devices / 1e12,
-        "perf/peak_memory_bytes": peak_memory_bytes(),
-    }
-
-
-def peak_memory_bytes() -> int:
-    """This process's largest allocation so far: the GPU's, or resident memory on the CPU."""
-    if on_gpu():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

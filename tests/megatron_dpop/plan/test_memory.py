@@ -6,10 +6,9 @@ import pytest
 
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.logprobs.chunking import default_chunking
-from megatron_dpop.models.build import transformer_config
 from megatron_dpop.plan.activations import TORCH, TRANSFORMER_ENGINE, layer_activations
 from megatron_dpop.plan.choice import LayoutChoice
-from megatron_dpop.plan.hardware import ASSUMPTIONS, DEVICES, GIB, device_like
+from megatron_dpop.plan.hardware import ASSUMPTIONS, DEVICES, GIB, device_like, known_device
 from megatron_dpop.plan.memory import Memory, device_memory, in_flight, stage_memory
 from megatron_dpop.plan.workload import Workload
 from tests.megatron_dpop.plan.measured import Pairs
@@ -94,12 +93,8 @@ def test_tiles_are_those_of_the_log_probabilities() -> None:
         assert kernels.tile == (chunking.tokens, chunking.vocab)
 
 
-def test_fusions_are_those_of_the_model() -> None:
-    config = transformer_config(QWEN_72B, LayoutChoice(), params_dtype=torch.bfloat16)
-    for kernels in (TORCH, TRANSFORMER_ENGINE):
-        assert (config.bias_activation_fusion, config.apply_rope_fusion) == (kernels.fused_gate, kernels.fused_rotary)
-
-
 def test_devices_are_recognised_by_cudas_name() -> None:
     assert device_like("NVIDIA H200", 139 * GIB) == replace(DEVICES["h200"], name="NVIDIA H200", memory_bytes=139 * GIB)
+    assert known_device("NVIDIA H100 80GB HBM3") is DEVICES["h100"]
+    assert known_device("Some GPU") is None
     assert device_like("Some GPU", 40 * GIB).bf16_flops == DEVICES["h100"].bf16_flops

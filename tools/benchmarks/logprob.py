@@ -1,26 +1,22 @@
-"""Time, peak memory and error of the output layer's log-probabilities, against two ways that keep all logits.
-
-python tools/benchmark_logprob.py --device cuda                    # 4096 scores, hidden 8192, vocabulary 152064
-python tools/benchmark_logprob.py --scores 256 --hidden 896        # what a laptop's CPU manages
-"""
+"""Time, peak memory and error of the output layer's log-probabilities, against ways that keep all logits."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.report import Report
 from megatron_dpop.logprobs.chunking import Chunking, default_chunking
 from megatron_dpop.logprobs.vocab_parallel import vocab_parallel_linear_logprobs
 
@@ -34,6 +30,8 @@ class Measurement:
     name: str
     forward_seconds: float
     seconds: float
+    processor_seconds: float
+    """Of all of this process's threads, which other work on the machine changes less."""
     peak_bytes: int
     """Above the inputs, the gradients included."""
     extra_bytes: int
@@ -91,8 +89,20 @@ def materialised_fp32(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor
 
 def megatron(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Megatron-Core's vocab-parallel cross entropy on bf16 logits, in a group of one rank."""
+    # Nothing of Megatron-Core may be imported before a trainer has chosen its device.
+    from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+
     logits = hidden @ weight.t()
     return -vocab_parallel_cross_entropy(logits, targets, tp_group=dist.group.WORLD)
+
+
+OURS = "chunked (ours)"
+WAYS: dict[str, LogProbs | None] = {
+    OURS: None,  # made for the chunking that is asked for
+    "materialised, bf16 logits": materialised,
+    "materialised, fp32 logits": materialised_fp32,
+    "Megatron cross entropy": megatron,
+}
 
 
 def peak_bytes(function: Callable[[], object], device: str) -> int:
@@ -126,13 +136,14 @@ def measure(name: str, logprobs: LogProbs, problem: Problem, *, main_grad: bool,
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def step() -> tuple[float, float]:
+    def step() -> tuple[float, float, float]:
         hidden.grad = weight.grad = None
+        busy = time.process_time()
         start = synchronise()
         values = logprobs(hidden, weight, targets)
         middle = synchronise()
         values.sum().backward()
-        return middle - start, synchronise() - start
+        return middle - start, synchronise() - start, time.process_time() - busy
 
     def forward() -> Tensor:
         return logprobs(hidden, weight, targets)
@@ -145,8 +156,9 @@ def measure(name: str, logprobs: LogProbs, problem: Problem, *, main_grad: bool,
     times = [step() for _ in range(repeats)]
     return Measurement(
         name=name,
-        forward_seconds=min(forward for forward, _ in times),
-        seconds=min(total for _, total in times),
+        forward_seconds=min(forward for forward, _, _ in times),
+        seconds=min(total for _, total, _ in times),
+        processor_seconds=min(busy for _, _, busy in times),
         peak_bytes=peak,
         # The peak may lie in the forward pass, before there are gradients.
         extra_bytes=max(forward_peak, peak - gradient_bytes),
@@ -163,20 +175,17 @@ def mean_error(logprobs: LogProbs, hidden: Tensor, weight: Tensor, targets: Tens
     return float((actual.double() - expected).abs().mean())
 
 
-def run(problem: Problem, *, repeats: int, chunking: Chunking | None = None) -> list[Measurement]:
-    """All ways on one problem; the first is ours. Needs no process group; makes one of one rank if absent."""
+def measure_all(
+    problem: Problem, *, repeats: int, chunking: Chunking | None = None, ways: Sequence[str] = tuple(WAYS)
+) -> list[Measurement]:
+    """The ways named, on one problem. Needs no process group; makes one of one rank if absent."""
     own_group = not dist.is_initialized()
     if own_group:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        ways: list[tuple[str, LogProbs, bool]] = [
-            ("chunked (ours)", chunked(chunking), True),
-            ("materialised, bf16 logits", materialised, False),
-            ("materialised, fp32 logits", materialised_fp32, False),
-            ("Megatron cross entropy", megatron, False),
-        ]
         return [
-            measure(name, function, problem, main_grad=main_grad, repeats=repeats) for name, function, main_grad in ways
+            measure(name, WAYS[name] or chunked(chunking), problem, main_grad=WAYS[name] is None, repeats=repeats)
+            for name in ways
         ]
     finally:
         if own_group:
@@ -191,39 +200,40 @@ def table(problem: Problem, measurements: Sequence[Measurement]) -> str:
         f"{str(problem.dtype).removeprefix('torch.')}, {problem.device}; "
         f"fp32 logits are {logits_bytes / 2**20:.0f} MiB",
         "",
-        "| | forward, s | forward + backward, s | beyond inputs and gradients | of fp32 logits | error, nats |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| | forward, s | forward + backward, s | processor, s | beyond inputs and gradients | of fp32 logits "
+        "| error, nats |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {row.name} | {row.forward_seconds:.3f} | {row.seconds:.3f} | {row.extra_bytes / 2**20:.0f} MiB "
-        f"| {row.extra_bytes / logits_bytes:.3f} | {row.mean_error_nats:.1e} |"
+        f"| {row.name} | {row.forward_seconds:.3f} | {row.seconds:.3f} | {row.processor_seconds:.3f} "
+        f"| {row.extra_bytes / 2**20:.0f} MiB | {row.extra_bytes / logits_bytes:.3f} | {row.mean_error_nats:.1e} |"
         for row in measurements
     ]
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table; with --json also writes it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def register(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "logprob",
+        help="the output layer's log-probabilities against materialised logits",
+        description=__doc__,
+        epilog="example: tools/benchmark.py logprob --scores 256 --hidden 896   (what a laptop's CPU manages)",
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scores", type=int, default=4096, help="scored tokens")
     parser.add_argument("--hidden", type=int, default=8192)
     parser.add_argument("--vocab", type=int, default=152064)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--chunk-tokens", type=int, help="default: by device")
     parser.add_argument("--chunk-vocab", type=int, help="default: by device")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
-    arguments = parser.parse_args(argv)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> Report:
     default = default_chunking(torch.device(arguments.device))
     tokens = arguments.chunk_tokens or default.tokens
     chunking = Chunking(tokens, arguments.chunk_vocab or default.vocab, min(default.row_tile, tokens))
     problem = Problem(arguments.scores, arguments.hidden, arguments.vocab, arguments.device)
-    measurements = run(problem, repeats=arguments.repeats, chunking=chunking)
-    print(table(problem, measurements))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in measurements], indent=1))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    found = measure_all(problem, repeats=arguments.repeats, chunking=chunking, ways=arguments.ways)
+    return Report(table(problem, found), [asdict(row) for row in found])

@@ -1,7 +1,4 @@
-"""
-Memory and time of checkpoint conversion, both ways, against `cp` and `sync` of the same bytes:
-
-    python tools/benchmark_conversion.py --shapes 0.5B 1.5B 7B --folder /scratch/conversion
+"""Memory and time of checkpoint conversion, both ways, against `cp` and `sync` of the same bytes.
 
 Weights are random; the folder needs about three times the largest model's bytes, and is emptied again.
 """
@@ -15,14 +12,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.report import Report
 from checkpoint_convert.architectures import read_architecture
+from checkpoint_convert.errors import UserError
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
@@ -51,17 +49,24 @@ class Measurement:
         return self.num_bytes / self.seconds / 1e9
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def register(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "convert",
+        help="time and memory of checkpoint conversion",
+        description=__doc__,
+        epilog="example: tools/benchmark.py convert --shapes 0.5B 1.5B 7B --folder /scratch/conversion",
+    )
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["0.5B", "1.5B"])
     parser.add_argument("--folder", type=Path, default=Path("conversion-benchmark"), help="scratch; emptied after")
     parser.add_argument("--repeats", type=int, default=1, help="each time is the median of so many")
     parser.add_argument("--transformers", action="store_true", help="also from_pretrained and save_pretrained")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
-    options = parser.parse_args(arguments)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> Report:
     folder = options.folder
     if folder.exists() and any(folder.iterdir()):
-        parser.error(f"{folder} is not empty; name a scratch folder that may be removed")
+        raise UserError(f"--folder: {folder} is not empty; name a scratch folder that may be removed")
     found: list[Measurement] = []
     try:
         for shape in options.shapes:
@@ -69,10 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shutil.rmtree(folder / shape)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(table(found))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(m) for m in found], indent=2) + "\n")
-    return 0
+    return Report(table(found), [asdict(measurement) for measurement in found])
 
 
 def measure(shape: str, folder: Path, repeats: int, with_transformers: bool) -> list[Measurement]:
@@ -214,7 +216,3 @@ def _transformers(source: Path, target: Path) -> list[str]:
         "AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype='auto').save_pretrained(sys.argv[2])\nos.sync()"
     )
     return [sys.executable, "-c", code, str(source), str(target)]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,160 @@
+"""What one training step does, in counts that no machine changes: a slower step shows here before any clock.
+
+Where a change lowers a count, lower it here too. Where it raises one, it must be worth it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import leave_model_parallel, run_ranks
+from tests.tiny import write_config, write_model, write_pairs
+
+LAYERS = 4
+PAIRS = 12
+WAITS = {"tolist": 1, "item": 1, "__float__": 1}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one training step on one rank, after a first one that warmed up."""
+
+    flops: int  # of matrix products, as torch counts them; it does not count attention's on CPUs
+    useful_flops: float  # the same by `megatron_dpop.plan.flops`, attention left out
+    collectives: dict[str, int]
+    waits: dict[str, int]  # of the host for the device
+    allocations: int
+    allocated_bytes: int
+
+
+def count_steps(trees: list[dict]) -> list[Counts]:
+    return [_count(tree) for tree in trees]
+
+
+def _count(tree: dict) -> Counts:
+    from megatron_dpop.config.load import config_from_dict
+    from megatron_dpop.runtime import processes
+
+    config = config_from_dict(tree, origin="test")
+    device = processes.initialize(config.parallel, seed=0)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from megatron_dpop.plan.flops import training_flops
+    from megatron_dpop.training.inputs import read_inputs
+    from megatron_dpop.training.metrics import StepMetrics
+    from megatron_dpop.training.step import train_step
+    from megatron_dpop.training.train import Run
+    from tests.allocations import AllocationCounter
+    from tests.collectives import CollectiveCounter
+    from tests.host_waits import HostWaitCounter
+
+    run = Run(config, read_inputs(config, progress=False), device)
+    run.start()
+    data, _ = run.step_data()
+    run.load_policy()
+    metrics = StepMetrics(run.engine, run.inputs.loss, data.source.dataset)
+    examples = data.source.examples_of_step(1)
+    useful = training_flops(
+        run.engine.architecture,
+        None,
+        tokens=float(data.source.shapes.row_tokens[examples].sum()),
+        scores=float(data.source.shapes.scores[examples].sum()),
+        attended=0.0,
+    )
+    train_step(run.engine, data, metrics, 0)
+    with CollectiveCounter() as collectives, HostWaitCounter() as waits:
+        train_step(run.engine, data, metrics, 1)
+    with AllocationCounter() as allocations:
+        train_step(run.engine, data, metrics, 1)
+    with FlopCounterMode(display=False) as flops:
+        train_step(run.engine, data, metrics, 1)
+    leave_model_parallel()
+    products = sum(count for operation, count in flops.get_flop_counts()["Global"].items() if "mm" in str(operation))
+    return Counts(
+        flops=products,
+        useful_flops=useful,
+        collectives=dict(collectives.calls),
+        waits=dict(waits.counts),
+        allocations=allocations.made,
+        allocated_bytes=allocations.made_bytes,
+    )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("counts")
+    write_model(folder / "model", dtype="bfloat16", num_hidden_layers=LAYERS)
+    write_pairs(folder / "pairs.jsonl", PAIRS)
+    return folder
+
+
+def _tree(world: Path, run: str, **sections: object) -> dict:
+    return write_config(
+        world,
+        world / "model",
+        precision={"params": "bf16"},
+        train={"steps": 3, "global_batch_pairs": PAIRS},
+        run={"dir": str(world / run)},
+        **{"data": {"row_tokens": 512}, **sections},
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(world: Path) -> dict[str, Counts]:
+    """On one rank, with prefixes shared and not."""
+    trees = {
+        "shared": _tree(world, "shared"),
+        "unshared": _tree(world, "unshared", data={"row_tokens": 512, "share_prefix": False}),
+    }
+    return dict(zip(trees, run_ranks(count_steps, 1, list(trees.values()))[0], strict=True))
+
+
+@pytest.fixture(scope="module")
+def tensor(world: Path) -> Counts:
+    return run_ranks(count_steps, 2, [_tree(world, "tensor", parallel={"tensor": 2})])[0][0]
+
+
+def test_products_are_the_useful_ones(alone: dict[str, Counts]) -> None:
+    """Beyond the useful ones: logits computed again in the backward pass, and padding. `addmm_` is not counted."""
+    for counts in alone.values():
+        assert 1 < counts.flops / counts.useful_flops < 1.06
+
+
+def test_sharing_saves_the_products_that_the_formula_says(alone: dict[str, Counts]) -> None:
+    shared, unshared = alone["shared"], alone["unshared"]
+    saved = 1 - shared.useful_flops / unshared.useful_flops
+    assert saved > 0.3
+    assert 1 - shared.flops / unshared.flops == pytest.approx(saved, abs=0.01)
+
+
+def test_collectives_of_one_rank(alone: dict[str, Counts]) -> None:
+    """Metrics, the number of examples (also from the last pipeline stage) and the gradient's norm."""
+    assert alone["shared"].collectives == {"allreduce_": 3, "broadcast_": 1}
+
+
+def test_collectives_of_tensor_parallelism(tensor: Counts) -> None:
+    assert tensor.collectives == {
+        # Forward after the two row-parallel products of a layer, backward after its two column-parallel ones; once for
+        # the embedding and once for the scored hidden states.
+        "_reduce_scatter_base_": 4 * LAYERS + 2,
+        # Before the other products of a layer in either direction, and again for its two weights' gradients.
+        "_allgather_base_": 6 * LAYERS + 2,
+        "allgather_": 1,  # of the log-probabilities' statistics
+        "allreduce_": 4,  # as on one rank, and the norms' gradients
+        "broadcast_": 1,
+    }
+
+
+def test_the_host_waits_where_it_must(alone: dict[str, Counts]) -> None:
+    """For the metrics, before any weight is touched; and in Megatron-Core for the gradient's norm, to clip by it."""
+    assert alone["shared"].waits == WAITS
+
+
+def test_a_step_allocates_no_more(alone: dict[str, Counts]) -> None:
+    """Two hundredths of slack: the libraries' own temporaries may change with their versions."""
+    assert alone["shared"].allocations < 1.02 * 2445
+    assert alone["shared"].allocated_bytes < 1.02 * 18_402_462
+    # Not sharing has fewer, longer blocks of attention.
+    assert alone["unshared"].allocations < 1.02 * 1565
+    assert alone["unshared"].allocated_bytes < 1.02 * 26_616_898

@@ -1,0 +1,58 @@
+"""The benchmarks run, and what they compare is alike: ours and TRL's trainer on a tiny model, in fp32."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmark import main
+from benchmarks.compare import summary
+from benchmarks.contenders import Outcome, Task
+
+from tests.tiny import write_model, write_pairs
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmark")
+    write_model(folder / "model", num_hidden_layers=2)
+    write_pairs(folder / "pairs.jsonl", 12)
+    return folder
+
+
+def test_ours_and_trls_train_to_the_same_losses(world: Path) -> None:
+    pytest.importorskip("trl")
+    words = [str(world / "model"), str(world / "pairs.jsonl"), "--precision", "fp32", "--threads", "1"]
+    found = world / "compare.json"
+    code = main(["compare", *words, "--steps", "4", "--batch-pairs", "4", "--json", str(found)])
+    numbers = json.loads(found.read_text())["numbers"]
+    assert code == 0
+    assert list(numbers) == ["ours", "TRL, default", "TRL, precomputed, 4 pairs at once"]
+    losses = [outcome["losses"] for outcome in numbers.values()]
+    assert all(len(steps) == 4 for steps in losses)
+    assert len({round(loss, 3) for loss in losses[0]}) > 1, "nothing was learnt, so equal losses show nothing"
+    for outcome in numbers.values():
+        assert outcome["loss_difference"] < 1e-4
+        assert min(outcome["step_seconds"]) > 0
+        assert outcome["peak_bytes"] > 2**20
+    # The same pairs; we read a shared prefix once.
+    ours, trl, _ = (outcome["tokens"] for outcome in numbers.values())
+    assert all(mine < theirs for mine, theirs in zip(ours, trl, strict=True))
+
+
+def test_megatron_is_not_imported_before_a_device_is_chosen() -> None:
+    """Some of its modules ask for the device while they are imported."""
+    code = "import sys, benchmark; sys.exit(any(name.startswith('megatron.core') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=TOOLS, check=False).returncode == 0
+
+
+def test_other_losses_are_not_compared() -> None:
+    task = Task(Path(), "pairs", 2, 8, "fp32", 1, 64, 128, Path())
+    same, other = (Outcome([1.0, 1.0], [1.0, 1.0], [0.69, loss], 2**30, 0.0, [10, 10]) for loss in (0.5, 0.6))
+    assert summary(task, {"ours": same, "theirs": same}).ok
+    report = summary(task, {"ours": same, "theirs": other})
+    assert not report.ok
+    assert "NOT THE SAME LOSSES" in report.text
