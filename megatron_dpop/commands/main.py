@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from checkpoint_convert.errors import UserError
-from megatron_dpop.commands import data, plan, report, train
+from megatron_dpop.commands import analyze, data, plan, report, train
 from megatron_dpop.runtime import exits
 from megatron_dpop.runtime.stop import StoppedError
 
@@ -61,4 +61,5 @@ def build_parser() -> argparse.ArgumentParser:
     plan.register(subparsers)
     data.register(subparsers)
     report.register(subparsers)
+    analyze.register(subparsers)
     return parser
