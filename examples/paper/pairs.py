@@ -1,4 +1,4 @@
-"""The paper's two kinds of pairs, made on the spot: of low edit distance (worked problems) and of high (multiple choice).
+"""The paper's two kinds of pairs, made on the spot: worked problems (low edit distance), multiple choice (high).
 
 Low: gsm-symbolic's problems with one intermediate result corrupted, the short ones, so that a CPU trains on them in
 minutes. High: multiple-choice questions from four of reasoning-gym's generators, in ARC's form and through ARC's maker,

@@ -13,13 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "quickstart")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "quickstart"))
 
 from experiments import GROUPS, Experiment
 from model import fetch_smollm2
 from pairs import make_high_edit, make_low_edit
 
+HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 TRAIN_PAIRS, VALIDATION_PAIRS = 240, 33  # a question of four choices gives three
 MAKERS = {"low-edit": make_low_edit, "high-edit": make_high_edit}

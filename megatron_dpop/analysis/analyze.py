@@ -42,7 +42,7 @@ class Analysis:
     has_reference: bool  # the first of them
 
     def minus_reference(self, model: ModelResult, side: str, span: str) -> float | None:
-        """Mean log-probability a token, less the reference's: nats. None where there is no such token, or no reference."""
+        """Mean log-probability a token, less the reference's: nats. None without a reference, or such tokens."""
         ours, base = (one.sides[side].spans[span].value for one in (model, self.models[0]))
         return None if ours is None or base is None or not self.has_reference else ours - base
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from checkpoint_convert.architectures import Architecture
 from checkpoint_convert.errors import UserError
-from checkpoint_convert.locate import TRACKER, assets_folder, checkpoint_kind
+from checkpoint_convert.locate import TRACKER
 from megatron_dpop.config import Config, load_config
 from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens
 from megatron_dpop.config.load import as_dict, config_from_dict, override

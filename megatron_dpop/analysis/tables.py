@@ -5,10 +5,17 @@ from rich.table import Table as TerminalTable
 from megatron_dpop.analysis.analyze import Analysis
 from megatron_dpop.analysis.spans import SIDES, SPANS
 from megatron_dpop.report.sections import Row, Table
-from megatron_dpop.report.text import number
+from megatron_dpop.report.text import MINUS, MISSING, number
 
 HEADINGS = {"chosen": "preferred", "rejected": "dispreferred"}
 CAPTION = "Nats a token, over all pairs' tokens before, at and after the first one in which the two completions differ."
+
+
+def nats(value: float | None, *, signed: bool = False) -> str:
+    """Hundredths: one standard error of a few hundred tokens' mean is more."""
+    if value is None:
+        return MISSING
+    return f"{value:{'+' if signed else ''}.2f}".replace("-", MINUS)
 
 
 def means(analysis: Analysis) -> Table:
@@ -17,7 +24,7 @@ def means(analysis: Analysis) -> Table:
     rows = [
         Row(
             model.name,
-            [number(model.sides[side].spans[span].value) for side in SIDES for span in SPANS],
+            [nats(model.sides[side].spans[span].value) for side in SIDES for span in SPANS],
             run=index,
         )
         for index, model in enumerate(analysis.models)
@@ -34,12 +41,10 @@ def differences(analysis: Analysis) -> Table | None:
     columns = [*(f"{HEADINGS[side]}, {span}" for side in SIDES for span in SPANS), "pairs whose preferred fell"]
     rows = []
     for index, model in enumerate(analysis.models[1:], start=1):
-        cells = [number(analysis.minus_reference(model, side, span), signed=True) for side in SIDES for span in SPANS]
+        cells = [nats(analysis.minus_reference(model, side, span), signed=True) for side in SIDES for span in SPANS]
         fell = number(model.fell.value if model.fell else None, style="percent")
         rows.append(Row(model.name, [*cells, fell], run=index))
-    caption = (
-        "A pair's preferred completion fell where its mean after the first differing token is below the reference's."
-    )
+    caption = "A preferred completion fell where its mean after the first differing token is below the reference's."
     return Table(columns, rows, corner="minus reference", caption=caption)
 
 
@@ -51,9 +56,9 @@ def terminal_table(analysis: Analysis) -> TerminalTable:
     for index, model in enumerate(analysis.models):
         is_compared = analysis.has_reference and index > 0
         for side in SIDES:
-            cells = [number(model.sides[side].spans[span].value) for span in SPANS]
+            cells = [nats(model.sides[side].spans[span].value) for span in SPANS]
             if is_compared:
-                gaps = [number(analysis.minus_reference(model, side, span), signed=True) for span in SPANS]
+                gaps = [nats(analysis.minus_reference(model, side, span), signed=True) for span in SPANS]
                 cells = [f"{cell} ({gap})" for cell, gap in zip(cells, gaps, strict=True)]
             table.add_row(model.name if side == SIDES[0] else "", HEADINGS[side], *cells)
     if analysis.has_reference:
