@@ -29,9 +29,9 @@ class Paper:
     def __init__(self, root: Path, config: Path, model: Path | None, pairs: Path | None, uv: str) -> None:
         self.root = root
         self.config = config
-        self.model = model or root / "megatron"
+        self.given_model = model
+        self.model = root / "megatron"
         self.pairs = pairs or root / "pairs"
-        self.is_given_model = model is not None
         self.is_given_pairs = pairs is not None
         self.uv = uv
 
@@ -48,9 +48,10 @@ class Paper:
                 self.analyze(kind, finished)
 
     def prepare(self) -> None:
-        if not self.is_given_model:
-            fetch_smollm2(self.root / "model", self.uv)
-            command("checkpoint-convert", "hf-to-megatron", self.root / "model", self.model)
+        source = self.given_model or self.root / "model"
+        if self.given_model is None:
+            fetch_smollm2(source, self.uv)
+        command("checkpoint-convert", "hf-to-megatron", source, self.model)
         for kind, make in MAKERS.items():
             if not self.is_given_pairs and not (self.pairs / kind / "datasheet.json").exists():
                 make(self.pairs / kind, train=TRAIN_PAIRS, validation=VALIDATION_PAIRS, seed=0)
@@ -111,7 +112,7 @@ if __name__ == "__main__":
     parser.add_argument("group", nargs="+", choices=[*GROUPS, "all"], help="experiments to run")
     parser.add_argument("--root", type=Path, default=Path("runs/paper"), help="folder of everything that is made")
     parser.add_argument("--config", type=Path, default=HERE / "smollm2.yaml", help="what all runs have in common")
-    parser.add_argument("--model", type=Path, help="a checkpoint folder, instead of SmolLM2-135M")
+    parser.add_argument("--model", type=Path, help="a Hugging Face folder, instead of SmolLM2-135M")
     parser.add_argument("--pairs", type=Path, help="folder with low-edit/ and high-edit/, instead of made ones")
     parser.add_argument("--uv", default="uv", help="the uv command, which fetches the model's package")
     given = parser.parse_args()

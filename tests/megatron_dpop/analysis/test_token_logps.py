@@ -103,6 +103,8 @@ def test_a_run_is_compared_with_its_reference_and_agrees_with_its_validation(wor
     for side in ("chosen", "rejected"):
         completion = summary["models"][1][side]["completion"]["value"]
         assert completion == pytest.approx(last[f"validation/logps/{side}"], abs=NATS)
-    moved = summary["models"][1]["chosen"]["completion"]["value"] - summary["models"][0]["chosen"]["completion"]["value"]
+    moved = (
+        summary["models"][1]["chosen"]["completion"]["value"] - summary["models"][0]["chosen"]["completion"]["value"]
+    )
     assert moved == pytest.approx(last["validation/logps/chosen_minus_reference"], abs=NATS)
     assert summary["models"][0]["minus_reference"]["chosen"]["after"] == 0.0
