@@ -177,7 +177,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     columns = {
         "accuracy": "accuracy",
         "margin": "margin",
-        "chosen_minus_reference": "preferred − reference, nats an answer",
+        "chosen_minus_reference": "preferred minus reference, nats an answer",
         "chosen_before": "before, nats a token",
         "chosen_first": "first differing",
         "chosen_after": "after",

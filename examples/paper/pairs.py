@@ -23,21 +23,22 @@ from megatron_dpop.data.makers.pairs_file import Made, Pair, write_made
 
 # Characters: half of gsm-symbolic's problems are within these.
 LONGEST_PROMPT, LONGEST_ANSWER = 450, 220
-SHORT_SHARE = 4  # problems made for each that is wanted
+SHORT_SHARE = 4  # problems made for each that is wanted, at first
 CHOICES = 4
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
 def make_low_edit(folder: Path, *, train: int, validation: int, seed: int) -> None:
     """Writes train.parquet, validation.parquet and datasheet.json to `folder`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        sheet = make_gsm_symbolic(
-            Path(scratch), train=SHORT_SHARE * train, validation=SHORT_SHARE * validation, seed=seed, progress=False
-        )
-        splits = {
-            name: short_pairs(Path(scratch) / f"{name}.parquet")[:count]
-            for name, count in (("train", train), ("validation", validation))
-        }
+    wanted = {"train": train, "validation": validation}
+    share, splits = SHORT_SHARE, {name: list[Pair]() for name in wanted}
+    while any(len(splits[name]) < count for name, count in wanted.items()):
+        with tempfile.TemporaryDirectory() as scratch:
+            sheet = make_gsm_symbolic(
+                Path(scratch), train=share * train, validation=share * validation, seed=seed, progress=False
+            )
+            splits = {name: short_pairs(Path(scratch) / f"{name}.parquet")[:count] for name, count in wanted.items()}
+        share *= 2
     source = f"{sheet['source']}, prompts to {LONGEST_PROMPT} and answers to {LONGEST_ANSWER} characters"
     write_made(folder, Made(splits), source=source, seed=seed, version=sheet["source_version"])
 
