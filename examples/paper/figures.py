@@ -55,11 +55,14 @@ def label(one: Experiment) -> str:
     return f"{one.loss.upper()}, β {one.beta:g}{penalty}"
 
 
-def curves(results: Results, experiments: Sequence[Experiment], title: str, colours: Sequence[str]) -> plt.Figure:
+Coloured = Sequence[tuple[Experiment, str]]
+
+
+def curves(results: Results, experiments: Coloured, title: str) -> plt.Figure:
     """Left the log-probability of the preferred answers over steps, validation; right the same against the reference,
     training (thin: each step has other pairs) and validation (bold)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
-    for one, colour in zip(experiments, colours, strict=False):
+    for one, colour in experiments:
         left.plot(*results.series(one, f"validation/{CHOSEN}"), "o-", color=colour, label=label(one))
         right.plot(*results.series(one, GAP), color=colour, linewidth=1, alpha=0.55)
         right.plot(*results.series(one, f"validation/{GAP}"), "o-", color=colour, label=label(one))
@@ -73,11 +76,11 @@ def curves(results: Results, experiments: Sequence[Experiment], title: str, colo
     return figure
 
 
-def token_bars(results: Results, experiments: Sequence[Experiment], title: str) -> plt.Figure:
+def token_bars(results: Results, experiments: Coloured, title: str) -> plt.Figure:
     """Mean log-probability of tokens before, at and after the first differing one: the paper's figure 3."""
-    pairs = experiments[0].pairs
+    pairs = experiments[0][0].pairs
     bars = [("reference", results.reference(pairs), COLOURS["reference"])]
-    bars += [(label(one), results.of_tokens(one), COLOURS[one.loss]) for one in experiments]
+    bars += [(label(one), results.of_tokens(one), colour) for one, colour in experiments]
     figure, both = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained", sharey=True)
     width = 0.8 / len(bars)
     for axes, (side, name) in zip(both, SIDES.items(), strict=True):
@@ -93,13 +96,13 @@ def token_bars(results: Results, experiments: Sequence[Experiment], title: str) 
     return figure
 
 
-def by_position(results: Results, experiments: Sequence[Experiment], title: str) -> plt.Figure:
+def by_position(results: Results, experiments: Coloured, title: str) -> plt.Figure:
     """Mean log-probability against the reference, by distance from the first differing token."""
-    pairs = experiments[0].pairs
+    pairs = experiments[0][0].pairs
     offsets = json.loads((results.root / "analysis" / f"{pairs}.json").read_text())["offsets"]
     figure, both = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained", sharey=True)
     for axes, (side, name) in zip(both, SIDES.items(), strict=True):
-        for one in experiments:
+        for one, colour in experiments:
             points = [
                 (offset, here["value"] - base["value"])
                 for offset, here, base in zip(
@@ -110,7 +113,7 @@ def by_position(results: Results, experiments: Sequence[Experiment], title: str)
                 )
                 if here["count"] >= 5
             ]
-            axes.plot(*zip(*points, strict=True), color=COLOURS[one.loss], label=label(one), linewidth=1.5)
+            axes.plot(*zip(*points, strict=True), color=colour, label=label(one), linewidth=1.5)
         axes.axhline(0, color="#8b929c", linewidth=1)
         axes.axvline(0, color="#8b929c", linewidth=1, linestyle=":")
         axes.set_title(f"{name.capitalize()} answers")
@@ -129,26 +132,30 @@ def finish(axes: Axes, *, x: str, y: str) -> None:
 
 
 def draw(results: Results, output: Path) -> None:
-    low, high = [dpo(), dpop(), ipo()], [dpo("high-edit"), dpop("high-edit"), ipo("high-edit")]
-    by_loss = [COLOURS[one.loss] for one in low]
+    low, high = ([dpo(kind), dpop(kind), ipo(kind)] for kind in ("low-edit", "high-edit"))
     wanted = {
-        "low_edit": (curves, low, "Low edit distance: worked problems", by_loss),
+        "low_edit": (curves, low, "Low edit distance: worked problems"),
         "low_edit_tokens": (token_bars, low, "Low edit distance: mean log-probability a token, validation"),
         "low_edit_positions": (by_position, low, "Low edit distance: by position"),
-        "high_edit": (curves, high, "High edit distance: multiple choice", by_loss),
+        "high_edit": (curves, high, "High edit distance: multiple choice"),
         "high_edit_tokens": (token_bars, high, "High edit distance: mean log-probability a token, validation"),
-        "beta": (curves, GROUPS["beta"], "DPO at three β, low edit distance", SHADES),
-        "lambda": (curves, GROUPS["lambda"], "DPOP at four λ (DPO is λ 0), low edit distance", SHADES),
+        "beta": (curves, GROUPS["beta"], "DPO at three β, low edit distance"),
+        "lambda": (curves, GROUPS["lambda"], "DPOP at four λ (DPO is λ 0), low edit distance"),
     }
     output.mkdir(parents=True, exist_ok=True)
-    for name, (make, experiments, *rest) in wanted.items():
-        found = [one for one in experiments if results.has(one)]
-        if len(found) < len(experiments):
-            print(f"{name}: left out, since not all of its runs are finished")
-            continue
-        figure = make(results, found, *rest)
-        figure.savefig(output / f"{name}.svg", metadata={"Date": None})
-        plt.close(figure)
+    for name, (make, experiments, title) in wanted.items():
+        is_by_loss = len({one.loss for one in experiments}) == len(experiments)
+        coloured = [
+            (one, COLOURS[one.loss] if is_by_loss else shade)
+            for one, shade in zip(experiments, (*SHADES, *SHADES), strict=False)
+            if results.has(one)
+        ]
+        if len(coloured) < len(experiments):
+            print(f"{name}: {len(coloured)} of {len(experiments)} runs are finished")
+        if len(coloured) > 1:
+            figure = make(results, coloured, title)
+            figure.savefig(output / f"{name}.svg", metadata={"Date": None})
+            plt.close(figure)
 
 
 def rows(results: Results) -> list[dict[str, Any]]:

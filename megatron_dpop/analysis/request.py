@@ -68,10 +68,10 @@ def read_request(
     run's own is left.
     """
     found = [_read_subject(path) for path in subjects]
-    named = {name: str(one.weights) for name, one in zip(distinct_names(subjects), found, strict=True)}
+    named = [(name, str(one.weights)) for name, one in zip(distinct_names(subjects), found, strict=True)]
     base = _reference(found, reference)
     if base is not None:
-        named = {REFERENCE: base, **named}
+        named.insert(0, (REFERENCE, base))
     models, architecture = _read_models(named)
     config = _config(found[0], models[-1].folder, pairs, architecture, overrides, has_layout=has_layout)
     layout = ModelLayout.of(config.parallel)
@@ -101,12 +101,12 @@ def _read_subject(path: Path) -> _Subject:
     raise UserError(f"{path}: the run has no trained weights (checkpoints/ or hf/) yet; wait for its first checkpoint")
 
 
-def _read_models(named: dict[str, str]) -> tuple[tuple[Model, ...], Architecture]:
-    """The models in their order, all of one architecture."""
+def _read_models(named: Sequence[tuple[str, str]]) -> tuple[tuple[Model, ...], Architecture]:
+    """Models of (name, weights), all of one architecture."""
     models: list[Model] = []
     shapes: list[Architecture] = []
-    for name, weights in named.items():
-        folder, architecture = read_model(weights, key="--reference" if name == REFERENCE else "analyze")
+    for name, weights in named:
+        folder, architecture = read_model(weights, key=name)
         models.append(Model(name, folder))
         shapes.append(architecture)
         if architecture != shapes[0]:
