@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from checkpoint_convert.errors import UserError
-from megatron_dpop.commands import data, eval, plan, report, train
+from megatron_dpop.commands import analyze, data, eval, plan, report, train
 from megatron_dpop.runtime import exits
 from megatron_dpop.runtime.stop import StoppedError, UnhealthyError
 
@@ -67,4 +67,5 @@ def build_parser() -> argparse.ArgumentParser:
     data.register(subparsers)
     report.register(subparsers)
     eval.register(subparsers)
+    analyze.register(subparsers)
     return parser

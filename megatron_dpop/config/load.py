@@ -20,9 +20,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises UserError that names the file or option, the key, the value and the mend.
     """
     tree = _read(path)
-    for key, value in _parse_overrides(overrides):
-        _set(tree, key, value)
+    override(tree, overrides)
     return config_from_dict(tree, origin=str(path))
+
+
+def override(tree: dict[str, Any], words: Sequence[str]) -> None:
+    """Sets the keys that words of the command line name, `--section.key value` or `--section.key=value`."""
+    for key, value in _parse_overrides(words):
+        _set(tree, key, value)
 
 
 def config_from_dict(tree: dict[str, Any], *, origin: str) -> Config:

@@ -1,4 +1,4 @@
-"""From the last stage's hidden states to one log-probability per completion."""
+"""From the last stage's hidden states to log-probabilities: one for a completion, or one for each of its tokens."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +24,38 @@ class Scores:
     targets: Tensor  # int64 [scores]
     member_score: Tensor  # int64 [members], grouped by sequence
     sequence_lengths: Tensor  # int64 [sequences], members of each sequence that this rank scores
+    member_place: Tensor  # int64 [members], index into the row's members
+    row_members: int  # of the whole row: those of all context-parallel ranks
     vocab_size: int  # true size, without padding
     tensor_group: torch.distributed.ProcessGroup
     context_group: torch.distributed.ProcessGroup
     chunking: Chunking | None = None  # tile of logits; None: the device's default
 
 
-def score_row(
+def score_row(*, context: Scores, **output: Any) -> Tensor:
+    """Megatron's `output_processor`: log-probability of each completion, summed over its tokens, fp32 [sequences]."""
+    # Sequential sums: the same completion gives the same bits wherever it stands in a row.
+    members = _member_logps(context=context, **output)
+    sums = torch.segment_reduce(members, "sum", lengths=context.sequence_lengths, axis=0, unsafe=True)
+    if context.context_group.size() == 1:
+        return sums
+    # Each rank goes on with the whole sums, and each passes back the gradient of its own scores.
+    return reduce_from_tensor_model_parallel_region(sums, group=context.context_group)
+
+
+def score_tokens(*, context: Scores, **output: Any) -> Tensor:
+    """Megatron's `output_processor`: log-probability of each token of each completion, fp32 [members of the row].
+
+    They come in the order of `Row.member_sequence`, each completion's in the order of its tokens.
+    """
+    members = _member_logps(context=context, **output)
+    if context.context_group.size() == 1:
+        return members
+    row = members.new_zeros(context.row_members).index_copy(0, context.member_place, members)
+    return reduce_from_tensor_model_parallel_region(row, group=context.context_group)
+
+
+def _member_logps(
     *,
     hidden_states: Tensor,  # [tokens / cp (/ tp under sequence parallelism), 1, hidden]
     output_layer: ColumnParallelLinear,
@@ -39,7 +64,7 @@ def score_row(
     config: TransformerConfig,
     **_: Any,
 ) -> Tensor:
-    """Megatron's `output_processor`: log-probability of each completion, summed over its tokens, fp32 [sequences]."""
+    """Log-probability of each member that this rank scores, fp32 [members]."""
     weight = output_layer.weight if output_weight is None else output_weight
     if config.sequence_parallel:
         # Its backward reduce-scatters the partial gradients, so the log-probabilities leave theirs unreduced.
@@ -56,10 +81,4 @@ def score_row(
         reduce_hidden_grad=not config.sequence_parallel,
         chunking=context.chunking,
     )
-    # Sequential sums: the same completion gives the same bits wherever it stands in a row.
-    members = logps.index_select(0, context.member_score)
-    sums = torch.segment_reduce(members, "sum", lengths=context.sequence_lengths, axis=0, unsafe=True)
-    if context.context_group.size() == 1:
-        return sums
-    # Each rank goes on with the whole sums, and each passes back the gradient of its own scores.
-    return reduce_from_tensor_model_parallel_region(sums, group=context.context_group)
+    return logps.index_select(0, context.member_score)

@@ -42,6 +42,7 @@ class RowShard:
     score_targets: Ints  # [scores]
     member_score: Ints  # [members], index into the shard's scores
     sequence_lengths: Ints  # [sequences], members of each sequence in this shard
+    member_place: Ints  # [members], index into the row's members
 
 
 def row_chunks(row_tokens: int, rank: int, ranks: int) -> tuple[tuple[int, int], ...]:
@@ -117,4 +118,5 @@ def row_shard(row: Row, rank: int, ranks: int) -> RowShard:
         score_targets=row.score_targets[is_mine],
         member_score=score_index[row.member_score[member_is_mine]],
         sequence_lengths=np.bincount(row.member_sequence[member_is_mine], minlength=len(row.sequence_lengths)),
+        member_place=np.flatnonzero(member_is_mine),
     )

@@ -19,7 +19,7 @@ from megatron_dpop.rows.context import row_shard
 from megatron_dpop.rows.row import Row, build_row
 from megatron_dpop.rows.schedule import StepPlan, plan_rows, step_examples
 from megatron_dpop.rows.shapes import ExampleShapes, example_shapes
-from megatron_dpop.training.engine import Engine
+from megatron_dpop.training.engine import ModelEngine
 
 ReferenceLogps = NDArray[np.float32]  # [examples, completions], NaN where an example has fewer
 
@@ -78,7 +78,7 @@ class RowSource:
     def __init__(
         self,
         dataset: Examples,
-        engine: Engine,
+        engine: ModelEngine,
         *,
         capacity_tokens: int,
         share_prefix: bool,
@@ -169,7 +169,7 @@ def dataset_shapes(dataset: Examples, *, share_prefix: bool) -> ExampleShapes:
     )
 
 
-def row_batch(row: Row, reference: ReferenceLogps | None, engine: Engine) -> RowBatch:
+def row_batch(row: Row, reference: ReferenceLogps | None, engine: ModelEngine) -> RowBatch:
     def tensor(array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(engine.device, non_blocking=True)
 
@@ -187,6 +187,8 @@ def row_batch(row: Row, reference: ReferenceLogps | None, engine: Engine) -> Row
             targets=tensor(shard.score_targets),
             member_score=tensor(shard.member_score),
             sequence_lengths=tensor(shard.sequence_lengths),
+            member_place=tensor(shard.member_place),
+            row_members=len(row.member_score),
             vocab_size=engine.architecture.vocab_size,
             tensor_group=engine.groups.tp,
             context_group=engine.groups.cp,

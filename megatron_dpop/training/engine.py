@@ -1,4 +1,4 @@
-"""The engine: model, DDP, optimizer and schedule at a layout, all Megatron-Core's own."""
+"""The engine: model, DDP, optimizer and schedule at a layout, all Megatron-Core's own; or the model alone."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +33,9 @@ DELAYED_HISTORY_STEPS = 1024
 PARAMS_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-@dataclass
-class Engine:
-    """What one rank holds of a run. With interleaved pipelining it holds several chunks of the model."""
+@dataclass(kw_only=True)
+class ModelEngine:
+    """What one rank holds of a model, to run it forward. With interleaved pipelining it holds several chunks."""
 
     layout: ModelLayout
     config: TransformerConfig
@@ -43,12 +43,8 @@ class Engine:
     groups: ProcessGroupCollection
     device: torch.device
     modules: list[GPTModel]  # bare, for weights
-    chunks: list[DistributedDataParallel]  # wrapped, for the schedules
-    optimizer: MegatronOptimizer
-    scheduler: OptimizerParamScheduler
-    lora: LoraConfig | None = None
-    adapters: tuple[Adapter, ...] = ()  # all that is trained, where `lora` is given
-    frozen_from: Path | None = None  # with adapters: where the weights of their base were read
+    chunks: list[MegatronModule]  # wrapped, for the schedules
+    adapters: tuple[Adapter, ...] = ()  # LoRA's, where there are any: all that is trained
 
     @property
     def data_parallel_rank(self) -> int:
@@ -85,6 +81,17 @@ class Engine:
         """True on the one rank of each data-parallel group whose results are counted."""
         return self.on_last_stage and self.groups.tp.rank() == 0 and self.counts
 
+
+@dataclass(kw_only=True)
+class Engine(ModelEngine):
+    """What one rank holds of a run."""
+
+    chunks: list[DistributedDataParallel]
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    lora: LoraConfig | None = None
+    frozen_from: Path | None = None  # with adapters: where the weights of their base were read
+
     def zero_gradients(self) -> None:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
@@ -99,37 +106,54 @@ class Engine:
 
 def build_engine(config: Config, architecture: Architecture, device: torch.device) -> Engine:
     """Builds everything with unset weights; `megatron_dpop.training.checkpoint` fills them."""
-    gpu = on_gpu()
-    torch.use_deterministic_algorithms(config.train.deterministic)
-    overlap = gpu if config.parallel.overlap is None else config.parallel.overlap
-    dtype = PARAMS_DTYPE[config.precision.params]
-    layout = ModelLayout.of(config.parallel)
-    model_config = transformer_config(architecture, layout, params_dtype=dtype, **model_options(config))
-    groups = ProcessGroupCollection.use_mpu_process_groups()
-    modules = build_model(architecture, model_config, groups, transformer_engine=gpu)
-    chunks, adapters = [], []
-    for at, module in enumerate(modules):
-        module.to(device)
-        if config.lora is not None:
-            adapters += add_adapters(module, config.lora, architecture, groups, seed=config.train.seed)
-        wrapped = module if dtype is torch.float32 else Float16Module(model_config, module)
-        chunks.append(_data_parallel(wrapped, config, model_config, overlap=overlap, is_first=at == 0))
-    optimizer = build_optimizer(config, chunks, dtype)
+    model = build_model_engine(config, architecture, device)
+    overlap = on_gpu() if config.parallel.overlap is None else config.parallel.overlap
+    model_config = model.config
+    chunks = [
+        _data_parallel(chunk, config, model_config, overlap=overlap, is_first=at == 0)
+        for at, chunk in enumerate(model.chunks)
+    ]
+    optimizer = build_optimizer(config, chunks, PARAMS_DTYPE[config.precision.params])
     model_config.finalize_model_grads_func = finalize_model_grads
     if overlap:
         no_sync = [chunk.no_sync for chunk in chunks]
         model_config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
     return Engine(
+        layout=model.layout,
+        config=model_config,
+        architecture=architecture,
+        groups=model.groups,
+        device=device,
+        modules=model.modules,
+        chunks=chunks,
+        optimizer=optimizer,
+        scheduler=build_scheduler(config, optimizer),
+        lora=config.lora,
+        adapters=model.adapters,
+    )
+
+
+def build_model_engine(config: Config, architecture: Architecture, device: torch.device) -> ModelEngine:
+    """Builds the model alone, with unset weights: what a pass without gradients needs."""
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    dtype = PARAMS_DTYPE[config.precision.params]
+    layout = ModelLayout.of(config.parallel)
+    model_config = transformer_config(architecture, layout, params_dtype=dtype, **model_options(config))
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    modules = build_model(architecture, model_config, groups, transformer_engine=on_gpu())
+    adapters: list[Adapter] = []
+    for module in modules:
+        module.to(device)
+        if config.lora is not None:
+            adapters += add_adapters(module, config.lora, architecture, groups, seed=config.train.seed)
+    return ModelEngine(
         layout=layout,
         config=model_config,
         architecture=architecture,
         groups=groups,
         device=device,
         modules=modules,
-        chunks=chunks,
-        optimizer=optimizer,
-        scheduler=build_scheduler(config, optimizer),
-        lora=config.lora,
+        chunks=[module if dtype is torch.float32 else Float16Module(model_config, module) for module in modules],
         adapters=tuple(adapters),
     )
 

@@ -10,14 +10,24 @@ from torch import Tensor
 
 from megatron_dpop.models.scoring import score_row
 from megatron_dpop.training.batches import RowBatch
-from megatron_dpop.training.engine import Engine
+from megatron_dpop.training.engine import ModelEngine
 
-# (row, summed log-probabilities [sequences]) -> (loss summed over examples, examples, what the caller collects)
+# (row, log-probabilities) -> (loss summed over examples, examples, what the caller collects)
 RowLoss = Callable[[RowBatch, Tensor], tuple[Tensor, int, dict[str, Any]]]
 
 
-def run_rows(engine: Engine, rows: list[RowBatch], row_loss: RowLoss, *, forward_only: bool) -> list[dict[str, Any]]:
+def run_rows(
+    engine: ModelEngine,
+    rows: list[RowBatch],
+    row_loss: RowLoss,
+    *,
+    forward_only: bool,
+    score: Callable[..., Tensor] = score_row,
+) -> list[dict[str, Any]]:
     """Runs forward (and backward) over the rows; returns `row_loss`'s third value by row, on the last stage only.
+
+    `score` says what log-probabilities `row_loss` gets: of completions, fp32 [sequences], or with `score_tokens` of
+    their tokens, fp32 [members].
 
     The gradient left in the DDP buffers is that of the mean over all examples of all ranks: Megatron sums the loss
     sums and divides once by the sum of the counts (`calculate_per_token_loss`).
@@ -26,7 +36,7 @@ def run_rows(engine: Engine, rows: list[RowBatch], row_loss: RowLoss, *, forward
         adapter.train(not forward_only)  # dropout
     with torch.set_grad_enabled(not forward_only):  # Megatron's schedules leave this to their caller
         return get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, row_loss=row_loss, counts=engine.counts),
+            forward_step_func=partial(_forward_step, row_loss=row_loss, score=score, counts=engine.counts),
             data_iterator=[iter(rows) for _ in engine.chunks],
             model=engine.chunks,
             num_microbatches=len(rows),
@@ -37,7 +47,12 @@ def run_rows(engine: Engine, rows: list[RowBatch], row_loss: RowLoss, *, forward
 
 
 def _forward_step(
-    rows: Iterator[RowBatch], model: torch.nn.Module, *, row_loss: RowLoss, counts: bool
+    rows: Iterator[RowBatch],
+    model: torch.nn.Module,
+    *,
+    row_loss: RowLoss,
+    score: Callable[..., Tensor],
+    counts: bool,
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Any]]]]:
     row = next(rows)
     output = model(
@@ -45,7 +60,7 @@ def _forward_step(
         row.layout.positions[None],
         None,
         packed_seq_params=row.layout,
-        output_processor=score_row,
+        output_processor=score,
         output_processor_context=row.scores,
     )
 
@@ -57,5 +72,5 @@ def _forward_step(
 
 
 def logps_only(row: RowBatch, logps: Tensor) -> tuple[Tensor, int, dict[str, Any]]:
-    """A `RowLoss` that only collects the log-probabilities, for the reference pass."""
+    """A `RowLoss` that only collects the log-probabilities, for a pass without a loss."""
     return logps.sum(), len(row.row.example_ids), {"row": row.row, "logps": logps.detach()}

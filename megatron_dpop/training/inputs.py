@@ -36,7 +36,7 @@ def read_inputs(config: Config, *, progress: bool = True) -> Inputs:
     """Raises UserError on the first thing that would make the run fail or mean nothing. Starts no process group."""
     _check_schedule(config)
     loss = build_loss(config.loss)
-    model, architecture = _read_model(config.model.path, key="model.path")
+    model, architecture = read_model(config.model.path, key="model.path")
     layout = ModelLayout.of(config.parallel)
     check_layout(architecture, layout)
     check_row_tokens(config.data.row_tokens, layout)
@@ -44,7 +44,7 @@ def read_inputs(config: Config, *, progress: bool = True) -> Inputs:
     _check_positions(config, architecture)
     reference = None
     if config.reference.model is not None:
-        reference, reference_architecture = _read_model(config.reference.model, key="reference.model")
+        reference, reference_architecture = read_model(config.reference.model, key="reference.model")
         if reference_architecture != architecture:
             raise UserError(
                 f"reference.model: {config.reference.model} is another architecture than {config.model.path}; "
@@ -58,7 +58,8 @@ def read_inputs(config: Config, *, progress: bool = True) -> Inputs:
     return Inputs(model, architecture, loss, train, validation, reference)
 
 
-def _read_model(name: str, *, key: str) -> tuple[Path, Architecture]:
+def read_model(name: str, *, key: str) -> tuple[Path, Architecture]:
+    """A model's folder and shape. Raises UserError where it is no model, or not a whole one."""
     folder = resolve_model(name, key=key)
     architecture = read_architecture(assets_folder(folder))
     check_weights(folder)

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_dpop.training.batches import Examples, RowBatch
-from megatron_dpop.training.engine import Engine
+from megatron_dpop.training.engine import ModelEngine
 
 MOST_NAMED = 5
 
@@ -24,7 +24,7 @@ def non_finite(row: RowBatch, values: Tensor) -> dict[str, Any]:
     return {"non_finite": (row.row.example_ids, ~torch.isfinite(values))}
 
 
-def stop(engine: Engine, collected: Sequence[dict[str, Any]], dataset: Examples, what: str) -> NoReturn:
+def stop(engine: ModelEngine, collected: Sequence[dict[str, Any]], dataset: Examples, what: str) -> NoReturn:
     """Raises NonFiniteError on all ranks, naming ranks and examples. Every rank must call it."""
     mine: list[int] = []
     if engine.reports:

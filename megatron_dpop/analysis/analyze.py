@@ -1,0 +1,104 @@
+"""From a request to results: each model in turn over the same rows."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_dpop.analysis.request import Request
+from megatron_dpop.analysis.spans import (
+    OFFSETS,
+    SIDES,
+    SPANS,
+    Mean,
+    PairLogps,
+    PairTokens,
+    SideSummary,
+    share_below,
+    summarise,
+)
+from megatron_dpop.analysis.token_logps import token_logps
+from megatron_dpop.training.batches import RowSource
+from megatron_dpop.training.console import Console
+from megatron_dpop.training.engine import build_model_engine
+from megatron_dpop.training.validation import validation_steps
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    name: str
+    folder: str
+    logps: Sequence[PairLogps]
+    sides: dict[str, SideSummary]  # by SIDES
+    fell: Mean | None  # share of preferred completions below the reference after the edit; None without a reference
+
+
+@dataclass(frozen=True)
+class Analysis:
+    pairs: Sequence[PairTokens]
+    models: Sequence[ModelResult]
+    has_reference: bool  # the first of them
+
+    def minus_reference(self, model: ModelResult, side: str, span: str) -> float | None:
+        """Mean log-probability a token, less the reference's: nats. None without a reference, or such tokens."""
+        ours, base = (one.sides[side].spans[span].value for one in (model, self.models[0]))
+        return None if ours is None or base is None or not self.has_reference else ours - base
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: means in nats, `count` what they are taken over."""
+        return {
+            "pairs": len(self.pairs),
+            "offsets": list(OFFSETS),
+            "reference": self.models[0].name if self.has_reference else None,
+            "models": [
+                {
+                    "name": model.name,
+                    "folder": model.folder,
+                    **{side: asdict(model.sides[side]) for side in SIDES},
+                    "minus_reference": {
+                        side: {span: self.minus_reference(model, side, span) for span in SPANS} for side in SIDES
+                    },
+                    "chosen_fell_after_edit": None if model.fell is None else model.fell.value,
+                }
+                for model in self.models
+            ],
+        }
+
+
+def analyze(request: Request, device: torch.device) -> Analysis:
+    """Every rank calls it, and has the results. Raises UserError where a model's weights cannot be read."""
+    engine = build_model_engine(request.config, request.architecture, device)
+    source = RowSource(
+        request.pairs,
+        engine,
+        capacity_tokens=request.config.data.row_tokens,
+        share_prefix=request.config.data.share_prefix,
+        batch=request.config.train.global_batch_pairs,
+        seed=0,
+        shuffle=False,
+    )
+    pairs = [PairTokens(example.prompt, *example.completions) for example in request.pairs]
+    console = Console(silent=dist.get_rank() != 0)
+    models: list[ModelResult] = []
+    for model in request.models:
+        with console.progress(model.name, validation_steps(source)) as bar:
+            logps = token_logps(engine, source, model.folder, bar.update)
+        base = models[0].logps if models and request.has_reference else None
+        models.append(_result(model.name, str(model.folder), logps, pairs, base))
+    return Analysis(pairs, models, request.has_reference)
+
+
+def _result(
+    name: str, folder: str, logps: Sequence[PairLogps], pairs: Sequence[PairTokens], base: Sequence[PairLogps] | None
+) -> ModelResult:
+    common = [pair.common for pair in pairs]
+    by_side = {side: [getattr(pair, side) for pair in logps] for side in SIDES}
+    return ModelResult(
+        name,
+        folder,
+        logps,
+        {side: summarise(values, common) for side, values in by_side.items()},
+        None if base is None else share_below(by_side["chosen"], [pair.chosen for pair in base], common),
+    )

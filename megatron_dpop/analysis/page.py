@@ -1,0 +1,158 @@
+"""One HTML page, complete in itself: the tables, curves by position, and heat maps of sample pairs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from checkpoint_convert.errors import UserError
+from checkpoint_convert.files import write_text
+from megatron_dpop import report
+from megatron_dpop.analysis.analyze import Analysis, ModelResult
+from megatron_dpop.analysis.line_chart import Line, line_chart
+from megatron_dpop.analysis.spans import OFFSETS, SIDES
+from megatron_dpop.analysis.tables import HEADINGS, differences, means, nats
+from megatron_dpop.data.tokenizer import TextTokenizer, load_tokenizer
+from megatron_dpop.report.page import colour
+
+HERE = Path(__file__).parent
+FEWEST_COMPLETIONS = 3  # that a point of a curve is the mean of
+FULL_COLOUR_GAP = 3.0  # nats from the reference at which a token has its full colour
+FULL_COLOUR_LOGP = 8.0  # nats below certainty, for the reference itself
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A token of a heat map. `kind`: "plain" (below certainty), "up" or "down" (against the reference)."""
+
+    text: str
+    kind: str
+    percent: int  # of the full colour
+    note: str
+    is_first_difference: bool
+
+
+@dataclass(frozen=True)
+class HeatLine:
+    model: str
+    colour: str
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True)
+class Sample:
+    prompt: str
+    sides: Sequence[tuple[str, Sequence[HeatLine]]]  # heading, a line for each model
+
+
+def write_page(analysis: Analysis, tokenizer: Path, output: Path, *, samples: int) -> None:
+    """Raises UserError where `output` cannot be written."""
+    words = load_tokenizer(tokenizer, None)
+    shown = range(min(samples, len(analysis.pairs)))
+    html = _template().render(
+        models=[{"name": model.name, "colour": colour(at)} for at, model in enumerate(analysis.models)],
+        pairs=len(analysis.pairs),
+        tables=[table for table in (differences(analysis), means(analysis)) if table is not None],
+        charts=[_chart(analysis, side) for side in SIDES],
+        samples=[_sample(analysis, at, words) for at in shown],
+        has_reference=analysis.has_reference,
+        full_gap=f"{FULL_COLOUR_GAP:g}",
+        style=(Path(report.__file__).parent / "page.css").read_text(encoding="utf-8"),
+        own_style=(HERE / "page.css").read_text(encoding="utf-8"),
+    )
+    try:
+        write_text(output, html)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror}); choose another file") from None
+
+
+def _chart(analysis: Analysis, side: str) -> dict[str, str]:
+    """Mean log-probability by position; less the reference's, where there is one."""
+    is_gap = analysis.has_reference and len(analysis.models) > 1
+    base = analysis.models[0].sides[side].positions
+    lines = []
+    for at, model in enumerate(analysis.models):
+        if is_gap and at == 0:
+            continue
+        points = [
+            (float(offset), here.value - (there.value if is_gap and there.value is not None else 0.0))
+            for offset, here, there in zip(OFFSETS, model.sides[side].positions, base, strict=True)
+            if here.value is not None and here.count >= min(FEWEST_COMPLETIONS, len(analysis.pairs))
+        ]
+        lines.append(Line(model.name, colour(at), points))
+    what = "Log-probability minus the reference's" if is_gap else "Log-probability"
+    title = f"{what}, {HEADINGS[side]} completions"
+    return {
+        "title": title,
+        "svg": line_chart(lines, label=f"{title}, by position", x_title="tokens from the first differing one"),
+    }
+
+
+def _sample(analysis: Analysis, at: int, tokenizer: TextTokenizer) -> Sample:
+    pair = analysis.pairs[at]
+    sides = []
+    for side in SIDES:
+        texts = token_texts(getattr(pair, side), tokenizer)
+        base = getattr(analysis.models[0].logps[at], side) if analysis.has_reference else None
+        lines = [
+            HeatLine(
+                model.name,
+                colour(index),
+                heat(
+                    texts,
+                    getattr(model.logps[at], side),
+                    None if _is_base(analysis, model) else base,
+                    first_difference=pair.common,
+                ),
+            )
+            for index, model in enumerate(analysis.models)
+        ]
+        sides.append((HEADINGS[side], lines))
+    return Sample(tokenizer.decode(pair.prompt.tolist()), sides)
+
+
+def _is_base(analysis: Analysis, model: ModelResult) -> bool:
+    return analysis.has_reference and model is analysis.models[0]
+
+
+def token_texts(ids: NDArray[np.int32], tokenizer: TextTokenizer) -> list[str]:
+    """What each token adds to the text: a space before a word belongs to it, which decoding it alone would lose."""
+    whole = [tokenizer.decode(ids[:end].tolist()) for end in range(len(ids) + 1)]
+    return [after[len(before) :] for before, after in pairwise(whole)]
+
+
+def heat(
+    texts: Sequence[str],
+    logps: NDArray[np.float32],
+    reference: NDArray[np.float32] | None,
+    *,
+    first_difference: int,
+) -> list[Cell]:
+    """A token is the darker the less likely it is; with a reference, the stronger its colour the more it moved."""
+    cells = []
+    for at, text in enumerate(texts):
+        value = float(logps[at])
+        if reference is None:
+            kind, share, note = "plain", -value / FULL_COLOUR_LOGP, nats(value)
+        else:
+            gap = value - float(reference[at])
+            kind, share = ("up" if gap > 0 else "down"), abs(gap) / FULL_COLOUR_GAP
+            note = f"{nats(value)}, reference {nats(float(reference[at]))}: {nats(gap, signed=True)}"
+        percent = round(100 * min(1.0, share))
+        cells.append(Cell(text or "\N{OPEN BOX}", kind, percent, f"{note} nats", at == first_difference))
+    return cells
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")

@@ -1,0 +1,151 @@
+"""What is asked for: models, their reference, pairs and a layout; checked before a rank is started."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoint_convert.architectures import Architecture
+from checkpoint_convert.errors import UserError
+from checkpoint_convert.locate import TRACKER
+from megatron_dpop.config import Config, load_config
+from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens
+from megatron_dpop.config.load import as_dict, config_from_dict, override
+from megatron_dpop.config.precision import check_precision
+from megatron_dpop.data.examples import TokenizedDataset
+from megatron_dpop.losses.registry import build_loss
+from megatron_dpop.report.run import distinct_names
+from megatron_dpop.runtime.devices import on_gpu
+from megatron_dpop.training.inputs import read_data, read_model, tokenizer_folder
+
+REFERENCE = "reference"
+# Of a run's config: what decides which tokens its pairs have, and how its model computes.
+KEPT_OF_DATA = ("max_tokens", "row_tokens", "share_prefix", "chat_template", "too_long")
+KEPT_OF_TRAINING = ("global_batch_pairs", "deterministic")
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    folder: Path  # Hugging Face or Megatron
+
+
+@dataclass(frozen=True)
+class Request:
+    models: tuple[Model, ...]  # the reference first, where there is one
+    has_reference: bool
+    config: Config
+    architecture: Architecture
+    pairs: TokenizedDataset
+    tokenizer: Path
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A word of the command line: a trained run, or a model by itself."""
+
+    folder: Path
+    weights: Path | str
+    config: Config | None = None  # of a run
+
+    @property
+    def reference(self) -> str | None:
+        return None if self.config is None else self.config.reference.model or self.config.model.path
+
+
+def read_request(
+    subjects: Sequence[Path],
+    pairs: Path,
+    *,
+    reference: str | None = None,
+    overrides: Sequence[str] = (),
+    has_layout: bool = False,
+    progress: bool = True,
+) -> Request:
+    """Raises UserError on what is no model, no file of pairs, or does not fit together.
+
+    overrides: words of the command line that set keys of the config; has_layout: a layout is among them, so that the
+    run's own is left.
+    """
+    found = [_read_subject(path) for path in subjects]
+    named = [(name, str(one.weights)) for name, one in zip(distinct_names(subjects), found, strict=True)]
+    base = _reference(found, reference)
+    if base is not None:
+        named.insert(0, (REFERENCE, base))
+    models, architecture = _read_models(named)
+    config = _config(found[0], models[-1].folder, pairs, architecture, overrides, has_layout=has_layout)
+    layout = ModelLayout.of(config.parallel)
+    check_layout(architecture, layout)
+    check_row_tokens(config.data.row_tokens, layout)
+    check_precision(config, architecture, layout, gpu=on_gpu())
+    tokenizer = tokenizer_folder(config, Path(config.model.path))
+    dataset = read_data(config, config.data.train, build_loss(config.loss), tokenizer, progress=progress)
+    return Request(
+        models=models,
+        has_reference=base is not None,
+        config=config,
+        architecture=architecture,
+        pairs=dataset,
+        tokenizer=tokenizer,
+    )
+
+
+def _read_subject(path: Path) -> _Subject:
+    if not (path / "config.yaml").is_file():
+        return _Subject(path, str(path))
+    config = load_config(path / "config.yaml")
+    if config.lora is None and (path / "checkpoints" / TRACKER).is_file():
+        return _Subject(path, path / "checkpoints", config)
+    if (path / "hf").is_dir():
+        return _Subject(path, path / "hf", config)
+    raise UserError(f"{path}: the run has no trained weights (checkpoints/ or hf/) yet; wait for its first checkpoint")
+
+
+def _read_models(named: Sequence[tuple[str, str]]) -> tuple[tuple[Model, ...], Architecture]:
+    """Models of (name, weights), all of one architecture."""
+    models: list[Model] = []
+    shapes: list[Architecture] = []
+    for name, weights in named:
+        folder, architecture = read_model(weights, key=name)
+        models.append(Model(name, folder))
+        shapes.append(architecture)
+        if architecture != shapes[0]:
+            raise UserError(f"{folder}: is of another shape than {models[0].folder}; analyze one shape at a time")
+    return tuple(models), shapes[0]
+
+
+def _reference(subjects: Sequence[_Subject], given: str | None) -> str | None:
+    if given is not None:
+        return given
+    names = {name: subject for subject in subjects if (name := subject.reference) is not None}
+    if len(names) > 1:
+        raise UserError(f"the runs have different references ({', '.join(sorted(names))}); name one with --reference")
+    return next(iter(names), None)
+
+
+def _config(
+    first: _Subject,
+    model: Path,
+    pairs: Path,
+    architecture: Architecture,
+    overrides: Sequence[str],
+    *,
+    has_layout: bool,
+) -> Config:
+    """The first run's config in what decides tokens and numbers, else the defaults; then the overrides."""
+    tree: dict[str, Any] = {
+        "model": {"path": str(model)},
+        "data": {"max_tokens": min(2048, architecture.max_position_embeddings)},
+        "parallel": {},
+        "loss": {"name": "dpo"},
+    }
+    if first.config is not None:
+        run = as_dict(first.config)
+        tree["model"]["tokenizer"] = run["model"]["tokenizer"]
+        tree["data"] = {key: run["data"][key] for key in KEPT_OF_DATA}
+        tree["parallel"] = {"pad_heads": run["parallel"]["pad_heads"]} if has_layout else run["parallel"]
+        tree["precision"] = run["precision"]
+        tree["train"] = {key: run["train"][key] for key in KEPT_OF_TRAINING}
+    tree["data"]["train"] = str(pairs)
+    override(tree, overrides)
+    return config_from_dict(tree, origin="analyze")

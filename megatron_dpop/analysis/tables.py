@@ -1,0 +1,66 @@
+"""Results as tables: in the terminal and on the page."""
+
+from rich.table import Table as TerminalTable
+
+from megatron_dpop.analysis.analyze import Analysis
+from megatron_dpop.analysis.spans import SIDES, SPANS
+from megatron_dpop.report.sections import Row, Table
+from megatron_dpop.report.text import MINUS, MISSING, number
+
+HEADINGS = {"chosen": "preferred", "rejected": "dispreferred"}
+CAPTION = "Nats a token, over all pairs' tokens before, at and after the first one in which the two completions differ."
+
+
+def nats(value: float | None, *, signed: bool = False) -> str:
+    """Hundredths: one standard error of a few hundred tokens' mean is more."""
+    if value is None:
+        return MISSING
+    return f"{value:{'+' if signed else ''}.2f}".replace("-", MINUS)
+
+
+def means(analysis: Analysis) -> Table:
+    """Mean log-probability a token, by model, side and span."""
+    columns = [f"{HEADINGS[side]}, {span}" for side in SIDES for span in SPANS]
+    rows = [
+        Row(
+            model.name,
+            [nats(model.sides[side].spans[span].value) for side in SIDES for span in SPANS],
+            run=index,
+        )
+        for index, model in enumerate(analysis.models)
+    ]
+    counts = analysis.models[0].sides["chosen"].spans
+    tokens = ", ".join(f"{counts[span].count} {span}" for span in SPANS)
+    return Table(columns, rows, corner="model", caption=f"{CAPTION} Preferred tokens: {tokens}.")
+
+
+def differences(analysis: Analysis) -> Table | None:
+    """The same less the reference's, and how many preferred completions fell; None without a reference."""
+    if not analysis.has_reference or len(analysis.models) < 2:
+        return None
+    columns = [*(f"{HEADINGS[side]}, {span}" for side in SIDES for span in SPANS), "pairs whose preferred fell"]
+    rows = []
+    for index, model in enumerate(analysis.models[1:], start=1):
+        cells = [nats(analysis.minus_reference(model, side, span), signed=True) for side in SIDES for span in SPANS]
+        fell = number(model.fell.value if model.fell else None, style="percent")
+        rows.append(Row(model.name, [*cells, fell], run=index))
+    caption = "A preferred completion fell where its mean after the first differing token is below the reference's."
+    return Table(columns, rows, corner="minus reference", caption=caption)
+
+
+def terminal_table(analysis: Analysis) -> TerminalTable:
+    """A line for each model's preferred and dispreferred completions, narrow enough for 80 columns."""
+    table = TerminalTable("model", "completions", title="mean log-probability a token, nats")
+    for span in SPANS:
+        table.add_column(span, justify="right")
+    for index, model in enumerate(analysis.models):
+        is_compared = analysis.has_reference and index > 0
+        for side in SIDES:
+            cells = [nats(model.sides[side].spans[span].value) for span in SPANS]
+            if is_compared:
+                gaps = [nats(analysis.minus_reference(model, side, span), signed=True) for span in SPANS]
+                cells = [f"{cell} ({gap})" for cell, gap in zip(cells, gaps, strict=True)]
+            table.add_row(model.name if side == SIDES[0] else "", HEADINGS[side], *cells)
+    if analysis.has_reference:
+        table.caption = "in brackets: minus the reference's"
+    return table

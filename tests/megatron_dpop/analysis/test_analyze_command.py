@@ -1,0 +1,86 @@
+"""`megatron-dpop analyze` from the command line; bad input is one line and exit code 2."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from checkpoint_convert.hf_to_megatron import hf_to_megatron
+from megatron_dpop.commands.main import run
+from tests.tiny import write_model, write_pairs
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("analyze")
+    write_model(folder / "base")
+    write_model(folder / "tuned", seed=1)
+    write_model(folder / "small", num_hidden_layers=2)
+    write_pairs(folder / "pairs.jsonl", 4)
+    return folder
+
+
+def test_megatron_checkpoint_against_hugging_face_folder_on_a_page(world: Path) -> None:
+    hf_to_megatron(world / "tuned", world / "megatron", progress=False)
+    options = ["--reference", world / "base", "--pairs", world / "pairs.jsonl", "--json", "--out", world / "page.html"]
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_dpop", "analyze", world / "megatron", *options, "--tensor", "2"],
+        env={**os.environ, "MEGATRON_DPOP_DEVICE": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [model["name"] for model in found["models"]] == ["reference", "megatron"]
+    assert found["pairs"] == 4
+    page = (world / "page.html").read_text()
+    assert page.count('class="card sample"') == 4
+    assert "megatron" in page
+    assert not re.search(r"(src|href)=\"(?!data:)|@import|url\(", page), "the page needs something beside itself"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert run(["analyze", *map(str, words)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error.removeprefix("megatron-dpop: error: ").strip()
+
+
+def test_bad_input_is_one_line(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, pairs = world / "base", world / "pairs.jsonl"
+    missing = tmp_path / "none.jsonl"
+    assert str(missing) in refused(capsys, base, "--pairs", missing)
+    same = tmp_path / "same.jsonl"
+    same.write_text(
+        '{"prompt": "w1", "chosen": "w2", "rejected": "w3"}\n{"prompt": "w1", "chosen": "w2", "rejected": "w2"}\n'
+    )
+    assert re.search(rf"{re.escape(str(same))}.*2.*identical", refused(capsys, base, "--pairs", same))
+    assert "is not a folder" in refused(capsys, tmp_path / "no-model", "--pairs", pairs)
+    assert "neither config.json nor" in refused(capsys, tmp_path, "--pairs", pairs)
+    assert "of another shape" in refused(capsys, world / "small", "--reference", base, "--pairs", pairs)
+    assert "parallel.tensor: 3" in refused(capsys, base, "--pairs", pairs, "--tensor", "3")
+    assert "--samples" in refused(capsys, base, "--pairs", pairs, "--samples", "-1")
+    assert "--out" in refused(capsys, base, "--pairs", pairs, "--out", tmp_path / "no" / "page.html")
+
+
+def test_runs_without_weights_or_with_several_references(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, model in (("a", "base"), ("b", "tuned")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(
+            f"model: {{path: {world / model}}}\ndata: {{train: {world / 'pairs.jsonl'}}}\n"
+        )
+    pairs = world / "pairs.jsonl"
+    assert "no trained weights" in refused(capsys, tmp_path / "a", "--pairs", pairs)
+    for name in ("a", "b"):
+        (tmp_path / name / "hf").symlink_to(world / "base")
+    message = refused(capsys, tmp_path / "a", tmp_path / "b", "--pairs", pairs)
+    assert "different references" in message
+    assert "--reference" in message
