@@ -19,7 +19,7 @@ class Sighting:
     what: str
 
     def __str__(self) -> str:
-        return f"health: step {self.step}: {self.title} ({self.rule}): {self.what}"
+        return f"step {self.step}: {self.title} ({self.rule}): {self.what}"
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Loop:
 
     def _heed(self, sightings: Sequence[Sighting]) -> None:
         for sighting in sightings:
-            self.console.say(str(sighting))
+            self.console.say(f"health: {sighting}")
             if sighting.rule in self.config.logging.stop_on:
                 self.stops_for = self.stops_for or sighting
                 self.stop.is_unhealthy = True

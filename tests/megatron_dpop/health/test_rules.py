@@ -289,7 +289,7 @@ def test_a_monitor_says_a_thing_once_and_knows_how_long_it_held() -> None:
     assert finding.first_step == said[0].step
     assert 59 <= finding.last_step <= 63
     line = str(said[0])
-    assert line.startswith(f"health: step {said[0].step}: Chosen answers fall below the reference (chosen_below_refer")
+    assert line.startswith(f"step {said[0].step}: Chosen answers fall below the reference (chosen_below_reference): ")
     assert "\n" not in line
 
 

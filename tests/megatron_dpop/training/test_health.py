@@ -95,7 +95,7 @@ def test_stops_all_ranks_after_one_step_and_goes_on_when_started_again(world: Pa
     assert one == other
     (seen,) = _of_results(world / "stopped")
     done = seen["step"] + 2  # ranks learn of it in the next step's sum
-    assert one.startswith(f"health: step {seen['step']}: Chosen answers fall below the reference")
+    assert one.startswith(f"step {seen['step']}: Chosen answers fall below the reference")
     assert f"Stopped after step {done} of {STEPS}, saved as iter_{done:07d}" in one
     assert (world / "stopped" / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == str(done)
     metrics = run_ranks(train_here, 2, tree)[0]
@@ -132,7 +132,7 @@ def test_the_command_ends_with_a_code_of_its_own_and_one_line(world: Path) -> No
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("megatron-dpop: ")]
-    assert line.startswith("megatron-dpop: unhealthy: health: step ")
+    assert line.startswith("megatron-dpop: unhealthy: step ")
     assert line.endswith("by logging.stop_on; the same command goes on from there")
     beat = json.loads((world / "command" / "heartbeat.json").read_text())
     assert beat["state"] == "unhealthy"
