@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-
-from tools.refresh_docs import BLOCK, DOCUMENTS, PAGES, output_of
+from refresh_docs import BLOCK, DOCUMENTS, PAGES, output_of
 
 BLOCKS = [(document, block["words"], block["output"]) for document in DOCUMENTS
           for block in BLOCK.finditer(document.read_text(encoding="utf-8"))]  # fmt: skip
@@ -12,7 +11,7 @@ BLOCKS = [(document, block["words"], block["output"]) for document in DOCUMENTS
 
 @pytest.mark.parametrize(("document", "words", "shown"), BLOCKS, ids=[words for _, words, _ in BLOCKS])
 def test_document_shows_what_the_command_prints(document: Path, words: str, shown: str) -> None:
-    assert output_of(words) == shown, f"{document.name} is out of date: python -m tools.refresh_docs"
+    assert output_of(words) == shown, f"{document.name} is out of date: python tools/refresh_docs.py"
 
 
 def test_there_are_commands_to_check() -> None:
@@ -21,4 +20,4 @@ def test_there_are_commands_to_check() -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_reference_page_is_what_the_code_says(path: Path) -> None:
-    assert path.read_text(encoding="utf-8") == PAGES[path](), f"{path} is out of date: python -m tools.refresh_docs"
+    assert path.read_text(encoding="utf-8") == PAGES[path](), f"{path} is out of date: python tools/refresh_docs.py"

@@ -1,6 +1,6 @@
 """Writes what documents say of the code as it is today: commands' output, and the pages of docs/reference/.
 
-python -m tools.refresh_docs            # every ```console block of docs/plan.md, and docs/reference/*.md
+python tools/refresh_docs.py            # every ```console block of docs/plan.md, and docs/reference/*.md
 """
 
 import contextlib
@@ -10,10 +10,11 @@ import shlex
 import sys
 from pathlib import Path
 
+from reference_pages.commands_page import commands_page
+from reference_pages.config_page import config_page
+from reference_pages.metrics_page import metrics_page
+
 from megatron_dpop.commands.main import run
-from tools.reference_pages.commands_page import commands_page
-from tools.reference_pages.config_page import config_page
-from tools.reference_pages.metrics_page import metrics_page
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "docs" / "plan.md",)

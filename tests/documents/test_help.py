@@ -3,11 +3,11 @@
 import argparse
 
 import pytest
+from reference_pages.commands_page import examples, parsers
 
 from checkpoint_convert.commands import build_parser as checkpoint_convert_parser
 from megatron_dpop.commands.main import build_parser as megatron_dpop_parser
 from tests.documents.commands import ROOT, documented_commands
-from tools.reference_pages.commands_page import examples, parsers
 
 PARSERS = parsers()
 ROOTS = {"megatron-dpop": megatron_dpop_parser, "checkpoint-convert": checkpoint_convert_parser}

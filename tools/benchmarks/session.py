@@ -70,11 +70,12 @@ class Session:
         self.timers = _megatron_timers(self.engine) if timed_parts else None
 
     def take_step(self) -> TimedStep:
+        from megatron_dpop.training.reruns import Reruns
         from megatron_dpop.training.step import train_step
 
         data = _TimedData(self.data) if self.timers is not None else self.data
         started = time.perf_counter()
-        metrics = train_step(self.engine, data, self.metrics, self.step)  # type: ignore[arg-type]
+        metrics = train_step(self.engine, data, self.metrics, Reruns(), self.step)  # type: ignore[arg-type]
         seconds = time.perf_counter() - started
         self.step += 1
         parts = None

@@ -23,7 +23,19 @@ A config is one YAML file of sections. Every key can be overridden on the comman
 read as YAML); an unknown key is an error that names the nearest known one. `megatron-dpop train CONFIG --dry-run`
 checks a file.
 """
-NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null"}
+NAMES = {
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+    schema.WandbConfig: "a project's name or keys",
+}
+# Values that may be sections of their own: what stands above their keys.
+NESTED = {
+    "data": (schema.SourceConfig, "Of each source, where more than its path is given:"),
+    "logging": (schema.WandbConfig, "Of `logging.wandb`, where more than the project's name is given:"),
+}
 BOUNDS = {annotated_types.Ge: "≥", annotated_types.Gt: ">", annotated_types.Le: "≤", annotated_types.Lt: "<"}
 
 
@@ -50,25 +62,20 @@ def _section(name: str, kind: type) -> str:
         lines += ["`lora: null`, the default, trains all parameters.", ""]
     if note:
         lines += [note.replace("\n", " "), ""]
-    lines += ["| key | type | default | |", "| --- | --- | --- | --- |"]
-    hints = typing.get_type_hints(kind, include_extras=True)
-    comments = _comments(kind)
-    for field_name, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
-        default = "required" if field.is_required() else _value(field.default)
-        key = f"{name}.{field.alias or field_name}"
-        lines.append(f"| `{key}` | {_type(hints[field_name])} | {default} | {comments.get(field_name, '')} |")
-    if name == "data":
-        lines += ["", "Of each source, where more than its path is given:", "", *_source_table()]
+    lines += _table(kind, prefix=f"{name}.")
+    if name in NESTED:
+        inner, heading = NESTED[name]
+        lines += ["", heading, "", *_table(inner)]
     return "\n".join([*lines, ""])
 
 
-def _source_table() -> Iterator[str]:
-    comments = _comments(schema.SourceConfig)
-    hints = typing.get_type_hints(schema.SourceConfig, include_extras=True)
+def _table(kind: type, *, prefix: str = "") -> Iterator[str]:
+    comments = _comments(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     yield from ("| key | type | default | |", "| --- | --- | --- | --- |")
-    for name, field in schema.SourceConfig.__pydantic_fields__.items():  # type: ignore[attr-defined]
+    for name, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
         default = "required" if field.is_required() else _value(field.default)
-        yield f"| `{name}` | {_type(hints[name])} | {default} | {comments.get(name, '')} |"
+        yield f"| `{prefix}{field.alias or name}` | {_type(hints[name])} | {default} | {comments.get(name, '')} |"
 
 
 def _losses() -> str:

@@ -4,6 +4,7 @@ Where a change lowers a count, lower it here too. Where it raises one, it must b
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def _count(tree: dict) -> Counts:
     from megatron_dpop.plan.flops import training_flops
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.metrics import StepMetrics
+    from megatron_dpop.training.reruns import Reruns
     from megatron_dpop.training.step import train_step
     from megatron_dpop.training.train import Run
     from tests.allocations import AllocationCounter
@@ -54,6 +56,7 @@ def _count(tree: dict) -> Counts:
     data, _ = run.step_data()
     run.load_policy()
     metrics = StepMetrics(run.engine, run.inputs.loss, data.source.dataset)
+    take_step = partial(train_step, run.engine, data, metrics, Reruns())
     examples = data.source.examples_of_step(1)
     useful = training_flops(
         run.engine.architecture,
@@ -62,13 +65,13 @@ def _count(tree: dict) -> Counts:
         scores=float(data.source.shapes.scores[examples].sum()),
         attended=0.0,
     )
-    train_step(run.engine, data, metrics, 0)
+    take_step(0)
     with CollectiveCounter() as collectives, HostWaitCounter() as waits:
-        train_step(run.engine, data, metrics, 1)
+        take_step(1)
     with AllocationCounter() as allocations:
-        train_step(run.engine, data, metrics, 1)
+        take_step(1)
     with FlopCounterMode(display=False) as flops:
-        train_step(run.engine, data, metrics, 1)
+        take_step(1)
     leave_model_parallel()
     products = sum(count for operation, count in flops.get_flop_counts()["Global"].items() if "mm" in str(operation))
     return Counts(
