@@ -26,6 +26,7 @@ RUNNERS = {"megatron-dpop": run_megatron_dpop, "checkpoint-convert": run_checkpo
 # What is only checked here (sub-command, options, config keys, values), and why it is not run.
 NOT_RUN = {
     r"megatron-dpop data make (metamath|arc|hellaswag)": "needs a dataset of the hub; the makers' tests run it",
+    r"megatron-dpop analyze": "needs trained runs; tests/megatron_dpop/analysis runs it",
     r"megatron-dpop eval": "needs the extra eval; tests/megatron_dpop/evaluation runs it",
     r"megatron-dpop .* runs/quickstart": "needs what make quickstart leaves; tests/examples runs it",
     r"checkpoint-convert megatron-to-hf runs/lora": "needs a LoRA run; tests/checkpoint_convert runs it",
@@ -43,6 +44,8 @@ NEEDS = {
     "examples/slurm/": "a cluster (tests/slurm runs them on one of two nodes)",
     "tools/slurm_cluster.sh": "SLURM's daemons (tests/slurm runs it)",
     "tools/": "minutes",
+    "examples/paper/": "half an hour",
+    "examples/quickstart/model.py": "the model's package from a registry",
     "examples/recipes/stages.py": "nothing, but writes configs (tests/slurm runs it)",
 }
 
@@ -174,6 +177,8 @@ def _check_script(script: str, words: list[str]) -> None:
     source = path.read_text()
     if script.startswith("examples/slurm/"):
         source += (ROOT / "examples/slurm/common.sh").read_text()
+    if script == "tools/benchmark.py":
+        source += "".join(part.read_text() for part in (ROOT / "tools/benchmarks").glob("*.py"))
     for word in words:
         option = word.split("=")[0]
         if "." in option and re.fullmatch(r"(--)?[a-z_]+\.[a-z_]+", option) and Path(option).suffix != ".yaml":
