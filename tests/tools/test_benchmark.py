@@ -23,9 +23,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_ours_and_trls_train_to_the_same_losses(world: Path) -> None:
     pytest.importorskip("trl")
     words = [str(world / "model"), str(world / "pairs.jsonl"), "--precision", "fp32", "--threads", "1"]
+    words += ["--max-tokens", "64", "--row-tokens", "128"]
     found = world / "compare.json"
     code = main(["compare", *words, "--steps", "4", "--batch-pairs", "4", "--json", str(found)])
     numbers = json.loads(found.read_text())["numbers"]
