@@ -181,7 +181,7 @@ def _check_script(script: str, words: list[str]) -> None:
         source += "".join(part.read_text() for part in (ROOT / "tools/benchmarks").glob("*.py"))
     for word in words:
         option = word.split("=")[0]
-        if "." in option and re.fullmatch(r"(--)?[a-z_]+\.[a-z_]+", option) and Path(option).suffix != ".yaml":
+        if (option != word or option.startswith("--")) and re.fullmatch(r"(--)?[a-z_]+\.[a-z_]+", option):
             assert option.removeprefix("--") in _all_keys(), option
         elif option.startswith("--"):
             assert option in source, f"{script} has no option {option}"
