@@ -105,10 +105,13 @@ class Saver:
         except CheckpointException as error:
             reasons = [next((f"rank {rank}: {failure}" for rank, (failure, _) in error.failures.items()), "")]
             dist.broadcast_object_list(reasons, src=0)
+            free_bytes = shutil.disk_usage(self.folder).free
+            dist.barrier()
             if dist.get_rank() == 0:
                 shutil.rmtree(self._target, ignore_errors=True)
             raise UserError(
-                f"{self._target}: cannot be written ({reasons[0]}); the checkpoint before it is whole: make room"
+                f"{self._target}: cannot be written ({reasons[0]}; {free_bytes / 2**20:.1f} MiB are free there); "
+                "the checkpoint before it is whole: make room"
             ) from None
 
 

@@ -119,6 +119,7 @@ def _wait_for_restart(cluster: Cluster, job: str, count: int) -> None:
     cluster.wait_until(lambda: f"job {job}, restart {count}, on" in cluster.log(job), lambda: cluster.log(job))
 
 
+@pytest.mark.usefixtures("uninterrupted")
 def test_a_full_disk(cluster: Cluster, world: Path, tmp_path: Path) -> None:
     """The second checkpoint does not fit: the first stays whole, the job says why it ended, and is not requeued."""
     disk = tmp_path / "disk"
@@ -136,7 +137,7 @@ def test_a_full_disk(cluster: Cluster, world: Path, tmp_path: Path) -> None:
         assert cluster.wait_for_state(job, "FAILED", "COMPLETED") == "FAILED"
         log = cluster.log(job)
         assert "iter_0000004: cannot be written" in log, log
-        assert "No space left on device" in log
+        assert re.search(r"; 0\.\d MiB are free there\)", log), log  # PyTorch's own words differ by what was written
         assert log.rstrip().endswith("train.sbatch: bad input, see above; not requeued")
         assert "ExitCode=2:0" in cluster.scontrol("show", "job", job)
         checkpoints = disk / "run" / "checkpoints"
