@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import MegatronModule
 
@@ -85,13 +86,14 @@ def loading(optimizer: MegatronOptimizer) -> Iterator[None]:
     takes that step count for one more tensor that the checkpoint should hold; and it gives all parameters one step
     count to share, which each of them would then advance.
     """
-    distributed_optimizers = _torch_optimizers(optimizer)
-    for distributed in distributed_optimizers:
-        _allocate_state(distributed.optimizer)
-        _keep_step_count(distributed)
+    parts = _torch_optimizers(optimizer)
+    for part in parts:
+        _allocate_state(part.optimizer)
+        if isinstance(part, DistributedOptimizer):
+            _keep_step_count(part)
     yield
-    for distributed in distributed_optimizers:
-        for state in distributed.optimizer.state.values():
+    for part in parts:
+        for state in part.optimizer.state.values():
             state["step"] = state["step"].clone()
 
 
@@ -105,7 +107,7 @@ def _allocate_state(adam: torch.optim.AdamW) -> None:
             }
 
 
-def _keep_step_count(distributed: Any) -> None:
+def _keep_step_count(distributed: DistributedOptimizer) -> None:
     fill = distributed._set_main_param_and_optimizer_states
 
     def fill_with_step(model_param: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:

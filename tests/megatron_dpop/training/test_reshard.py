@@ -72,12 +72,12 @@ def test_a_run_goes_on_at_every_other_layout(world: Path, saved_at: str) -> None
 def test_killed_at_random_moments_a_run_always_goes_on(world: Path, layout: str) -> None:
     """A checkpoint after every step, so that a kill mostly comes while one is being written."""
     sections, ranks = LAYOUTS[layout]
-    options = {**sections, "train": {"steps": 2 * KILLS}, "checkpoint": {"every": 1, "keep": 2}}
+    options = {**sections, "train": {"steps": 4 * KILLS}, "checkpoint": {"every": 1, "keep": 2}}
     whole = run_ranks(train_here, ranks, _tree(world, f"whole_{layout}", **options))[0]
     tree = _tree(world, f"killed_{layout}", **options)
     draw = random.Random(0)
     for _ in range(KILLS // 2):
-        kill_ranks_when(_some_time_after_a_step(tree, draw), train_here, ranks, tree)
+        kill_ranks_when(_some_time_after_a_save(tree, draw), train_here, ranks, tree)
     found = run_ranks(train_here, ranks, tree)[0]
     assert len(found) == len(whole)
     for line, wanted in zip(found, whole, strict=True):
@@ -86,19 +86,19 @@ def test_killed_at_random_moments_a_run_always_goes_on(world: Path, layout: str)
         }
 
 
-def _some_time_after_a_step(tree: dict[str, Any], draw: random.Random) -> Any:
-    """True up to half a second after the run has taken a step since now, or as soon as it has taken two."""
-    metrics = Path(tree["run"]["dir"], "metrics.jsonl")
+def _some_time_after_a_save(tree: dict[str, Any], draw: random.Random) -> Any:
+    """True up to 0.3 seconds after the run has completed a checkpoint since now: mostly, while it writes the next."""
+    tracker = Path(tree["run"]["dir"], "checkpoints", "latest_checkpointed_iteration.txt")
 
-    def lines() -> int:
-        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+    def saved() -> str:
+        return tracker.read_text() if tracker.exists() else ""
 
-    first, delay_seconds = lines(), draw.uniform(0, 0.5)
-    stepped: list[float] = []
+    first, delay_seconds = saved(), draw.uniform(0, 0.3)
+    completed: list[float] = []
 
     def is_due() -> bool:
-        if not stepped and lines() != first:
-            stepped.append(time.monotonic())
-        return bool(stepped) and (time.monotonic() - stepped[0] >= delay_seconds or lines() > first + 1)
+        if not completed and saved() != first:
+            completed.append(time.monotonic())
+        return bool(completed) and time.monotonic() - completed[0] >= delay_seconds
 
     return is_due

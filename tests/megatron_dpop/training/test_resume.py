@@ -80,3 +80,12 @@ def test_the_weights_that_were_saved_are_those_that_were_trained(world: Path) ->
     for line, wanted in zip(moved[6:8], whole[6:8], strict=True):
         assert line["loss"] == pytest.approx(wanted["loss"], rel=0.05)
         assert line["logps/chosen"] == pytest.approx(wanted["logps/chosen"], rel=5e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_whole_optimizer_goes_on_as_a_sharded_one_does(world: Path, precision: str) -> None:
+    tree = _tree(world, f"whole_optimizer_{precision}")
+    tree |= {"precision": {"params": precision}, "optimizer": {**tree["optimizer"], "distributed": False}}
+    whole = run_ranks(train_here, 1, tree)[0]
+    (Path(tree["run"]["dir"]) / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("6")
+    assert _comparable(run_ranks(train_here, 1, tree)[0]) == _comparable(whole)
