@@ -89,3 +89,15 @@ def test_convert_then_a_sweep_that_shares_its_reference(cluster: Cluster, tmp_pa
     assert "reference (train)" in cluster.log(reference)
     assert "reference (train)" not in cluster.log(array)
     assert json.loads((tmp_path / "run" / "reference_pass" / "heartbeat.json").read_text())["state"] == "finished"
+
+
+def test_benchmark_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    write_model(tmp_path / "model", dtype="bfloat16")
+    write_pairs(tmp_path / "pairs.jsonl", 12)
+    tree = write_config(tmp_path, tmp_path / "model", parallel={"pipeline": 2})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    words = [tmp_path / "config.yaml", "--steps", 3, "--json", tmp_path / "rates.json"]
+    (job,) = cluster.submit("benchmark.sbatch", *words)
+    log = cluster.finished(job)
+    assert "pairs/s" in log
+    assert json.loads((tmp_path / "rates.json").read_text())
