@@ -14,9 +14,9 @@ from megatron_dpop.runtime import processes
 def compare(run: Path, text: str) -> dict[str, float]:
     """How far the two models' logits over `text` lie apart.
 
-    `fp32`: largest difference, both computing in fp32: whether the weights are the same. `bf16`: norm of the difference
-    over norm of the logits, both computing in bf16, where each rounds in its own places; `bf16_rounding` is how far
-    transformers' bf16 logits lie from its own fp32 ones by the same measure.
+    `fp32`: largest difference over the largest logit, both computing in fp32: whether the weights are the same. `bf16`:
+    norm of the difference over norm of the logits, both computing in bf16, where each rounds in its own places;
+    `bf16_rounding` is how far transformers' bf16 logits lie from its own fp32 ones by the same measure.
     """
     device = processes.initialize(ParallelConfig(), seed=0)
     from megatron_dpop.training.logits import megatron_logits
@@ -32,7 +32,7 @@ def compare(run: Path, text: str) -> dict[str, float]:
     exact, rounded = torch.float32, torch.bfloat16
     norm = theirs[exact].norm()
     return {
-        "fp32": (ours[exact] - theirs[exact]).abs().max().item(),
+        "fp32": ((ours[exact] - theirs[exact]).abs().max() / theirs[exact].abs().max()).item(),
         "bf16": ((ours[rounded] - theirs[rounded]).norm() / norm).item(),
         "bf16_rounding": ((theirs[rounded] - theirs[exact]).norm() / norm).item(),
     }

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 LOSSES = ("dpo", "dpop")
 
-# How far an exported model's fp32 logits may lie from those of the trained one.
+# How far an exported model's fp32 logits may lie from those of the trained one, of the largest.
 FP32_LIMIT = 1e-4
 
 
@@ -96,8 +96,8 @@ class Quickstart:
             )
             differences = json.loads(found.stdout.splitlines()[-1])
             print(
-                f"   {loss}: transformers' and Megatron's logits differ by {differences['fp32']:.1e} in fp32; "
-                f"in bf16 by {differences['bf16']:.1%} (transformers' own rounding: {differences['bf16_rounding']:.1%})"
+                f"   {loss}: transformers' and Megatron's logits differ by {differences['fp32']:.1e} of the "
+                f"largest in fp32; in bf16 by {differences['bf16']:.1%} (transformers' own rounding: {differences['bf16_rounding']:.1%})"
             )
             if differences["fp32"] > FP32_LIMIT:
                 raise SystemExit(f"the exported {loss} model is not the trained one")
