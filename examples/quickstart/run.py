@@ -96,8 +96,8 @@ class Quickstart:
             )
             differences = json.loads(found.stdout.splitlines()[-1])
             print(
-                f"   {loss}: transformers' and Megatron's logits differ by {differences['fp32']:.1e} of the "
-                f"largest in fp32; in bf16 by {differences['bf16']:.1%} (transformers' own rounding: {differences['bf16_rounding']:.1%})"
+                f"   {loss}: transformers' and Megatron's logits differ by {differences['fp32']:.1e} of the largest in "
+                f"fp32; by {differences['bf16']:.1%} in bf16 (transformers' own rounding: {differences['bf16_rounding']:.1%})"
             )
             if differences["fp32"] > FP32_LIMIT:
                 raise SystemExit(f"the exported {loss} model is not the trained one")
