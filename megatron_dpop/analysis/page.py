@@ -5,19 +5,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import write_text
-from megatron_dpop import report
 from megatron_dpop.analysis.analyze import Analysis, ModelResult
 from megatron_dpop.analysis.line_chart import Line, line_chart
 from megatron_dpop.analysis.spans import OFFSETS, SIDES
 from megatron_dpop.analysis.tables import HEADINGS, differences, means, nats
 from megatron_dpop.data.tokenizer import TextTokenizer, load_tokenizer
-from megatron_dpop.report.page import colour
+from megatron_dpop.pages import colour, render_page, write_page
 
 HERE = Path(__file__).parent
 FEWEST_COMPLETIONS = 3  # that a point of a curve is the mean of
@@ -38,8 +34,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatLine:
-    model: str
-    colour: str
+    model: int
     cells: Sequence[Cell]
 
 
@@ -49,25 +44,22 @@ class Sample:
     sides: Sequence[tuple[str, Sequence[HeatLine]]]  # heading, a line for each model
 
 
-def write_page(analysis: Analysis, tokenizer: Path, output: Path, *, samples: int) -> None:
+def write_analysis(analysis: Analysis, tokenizer: Path, output: Path, *, samples: int) -> None:
     """Raises UserError where `output` cannot be written."""
     words = load_tokenizer(tokenizer, None)
     shown = range(min(samples, len(analysis.pairs)))
-    html = _template().render(
-        models=[{"name": model.name, "colour": colour(at)} for at, model in enumerate(analysis.models)],
+    html = render_page(
+        HERE,
+        series=len(analysis.models),
+        models=[model.name for model in analysis.models],
         pairs=len(analysis.pairs),
         tables=[table for table in (differences(analysis), means(analysis)) if table is not None],
         charts=[_chart(analysis, side) for side in SIDES],
         samples=[_sample(analysis, at, words) for at in shown],
         has_reference=analysis.has_reference,
         full_gap=f"{FULL_COLOUR_GAP:g}",
-        style=(Path(report.__file__).parent / "page.css").read_text(encoding="utf-8"),
-        own_style=(HERE / "page.css").read_text(encoding="utf-8"),
     )
-    try:
-        write_text(output, html)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror}); choose another file") from None
+    write_page(output, html)
 
 
 def _chart(analysis: Analysis, side: str) -> dict[str, str]:
@@ -100,8 +92,7 @@ def _sample(analysis: Analysis, at: int, tokenizer: TextTokenizer) -> Sample:
         base = getattr(analysis.models[0].logps[at], side) if analysis.has_reference else None
         lines = [
             HeatLine(
-                model.name,
-                colour(index),
+                index,
                 heat(
                     texts,
                     getattr(model.logps[at], side),
@@ -145,14 +136,3 @@ def heat(
         percent = round(100 * min(1.0, share))
         cells.append(Cell(text or "\N{OPEN BOX}", kind, percent, f"{note} nats", at == first_difference))
     return cells
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html")

@@ -86,9 +86,9 @@ def _rank(request: "Request", arguments: argparse.Namespace) -> int:
 
 def _show(analysis: "Analysis", request: "Request", arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
-        from megatron_dpop.analysis.page import write_page
+        from megatron_dpop.analysis.page import write_analysis
 
-        write_page(analysis, request.tokenizer, arguments.out, samples=arguments.samples)
+        write_analysis(analysis, request.tokenizer, arguments.out, samples=arguments.samples)
     if arguments.json:
         print(json.dumps(analysis.as_dict(), indent=2, ensure_ascii=False))
         return

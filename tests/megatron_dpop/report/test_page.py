@@ -11,7 +11,6 @@ import pytest
 from checkpoint_convert.errors import UserError
 from megatron_dpop.commands.main import run as megatron_dpop
 from megatron_dpop.report import Figure, Row, Section, Table, write_report
-from megatron_dpop.report.page import NAMED_COLOURS, colour
 from tests.megatron_dpop.report.runs import metrics, write_run
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -116,14 +115,6 @@ def test_picture_that_cannot_be_carried_is_one_line(tmp_path: Path) -> None:
         Figure.read(tmp_path / "a.gif", alt="")
     with pytest.raises(UserError, match="cannot be read"):
         Figure.read(tmp_path / "a.png", alt="")
-
-
-def test_every_run_has_its_own_colour() -> None:
-    colours = [colour(index) for index in range(40)]
-    assert len(set(colours)) == 40
-    style = (Path(sys.modules["megatron_dpop.report.page"].__file__ or "").parent / "page.css").read_text()
-    for index in range(1, NAMED_COLOURS + 1):
-        assert len(re.findall(rf"--run-{index}: #[0-9a-f]{{6}};", style)) == 2  # light and dark
 
 
 def test_report_does_not_import_torch() -> None:
