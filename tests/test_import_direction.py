@@ -20,10 +20,17 @@ ALLOWED = {
     "megatron_dpop.runtime": BASE,
     "megatron_dpop.models": BASE | {"megatron_dpop.rows", "megatron_dpop.logprobs", "megatron_dpop.runtime"},
     "megatron_dpop.health": BASE,
-    "megatron_dpop.report": BASE | {"megatron_dpop.health"},
+    "megatron_dpop.pages": CONVERTER,
+    "megatron_dpop.report": BASE | {"megatron_dpop.health", "megatron_dpop.pages"},
     "megatron_dpop.evaluation": BASE | {"megatron_dpop.data"},
 }
-WITHOUT_TORCH = ("megatron_dpop.config", "megatron_dpop.plan", "megatron_dpop.health", "megatron_dpop.report")
+WITHOUT_TORCH = (
+    "megatron_dpop.config",
+    "megatron_dpop.plan",
+    "megatron_dpop.health",
+    "megatron_dpop.pages",
+    "megatron_dpop.report",
+)
 WITHOUT_MEGATRON = ("megatron_dpop.data", "megatron_dpop.rows", "megatron_dpop.logprobs", "megatron_dpop.losses")
 
 

@@ -150,7 +150,7 @@ def test_collectives_of_tensor_parallelism(tensor: Counts) -> None:
 
 
 def test_the_host_waits_where_it_must(alone: dict[str, Counts]) -> None:
-    """For the metrics, before any weight is touched; and in Megatron-Core for the gradient's norm, to clip by it."""
+    """For the metrics, before any weight is touched; without fused kernels Megatron-Core waits twice to clip."""
     assert alone["shared"].waits == WAITS
 
 
