@@ -109,7 +109,8 @@ def test_requeueing_and_the_death_of_a_node(cluster: Cluster, world: Path, unint
     _wait_for_restart(cluster, job, 2)
     log = cluster.finished(job)
     assert "exit code 1; requeued, will go on from iter_" in log
-    # A busy SLURM may stop the job once more, which then goes on once more.
+    # SLURM sends n2, up to a minute after its return, what n2 missed: a SIGTERM to step 0 of this job, which by then is
+    # the new start's step of that number. That stops, saves and goes on once more.
     first, second, *_ = (int(step) for step in re.findall(r"resuming after step (\d+) ", log))
     assert first == saved
     assert second >= int(last.removeprefix("iter_"))  # nothing is lost but the steps since the last checkpoint
