@@ -12,23 +12,27 @@ class Experiment:
     beta: float = BETA
     penalty: float | None = None  # DPOP's lambda
     seed: int = 0  # of the order of the training pairs
+    schedule: str | None = None  # of the learning rate; None: the config's
 
     @property
     def name(self) -> str:
         penalty = "" if self.penalty is None else f"-lambda{self.penalty:g}"
-        return f"{self.pairs}-{self.loss}-beta{self.beta:g}{penalty}-seed{self.seed}"
+        schedule = "" if self.schedule is None else f"-{self.schedule}"
+        return f"{self.pairs}-{self.loss}-beta{self.beta:g}{penalty}{schedule}-seed{self.seed}"
 
     def overrides(self) -> list[str]:
         words = [f"--loss.name={self.loss}", f"--loss.beta={self.beta}", f"--train.seed={self.seed}"]
+        if self.schedule is not None:
+            words.append(f"--optimizer.schedule={self.schedule}")
         return words if self.penalty is None else [*words, f"--loss.lambda={self.penalty}"]
 
 
-def dpo(pairs: str = "low-edit", beta: float = BETA, seed: int = 0) -> Experiment:
-    return Experiment(pairs, "dpo", beta, seed=seed)
+def dpo(pairs: str = "low-edit", beta: float = BETA, seed: int = 0, schedule: str | None = None) -> Experiment:
+    return Experiment(pairs, "dpo", beta, seed=seed, schedule=schedule)
 
 
-def dpop(pairs: str = "low-edit", penalty: float = LAMBDA, seed: int = 0) -> Experiment:
-    return Experiment(pairs, "dpop", penalty=penalty, seed=seed)
+def dpop(pairs: str = "low-edit", penalty: float = LAMBDA, seed: int = 0, schedule: str | None = None) -> Experiment:
+    return Experiment(pairs, "dpop", penalty=penalty, seed=seed, schedule=schedule)
 
 
 def ipo(pairs: str = "low-edit") -> Experiment:
@@ -39,6 +43,8 @@ def ipo(pairs: str = "low-edit") -> Experiment:
 GROUPS: dict[str, list[Experiment]] = {
     "low-edit": [dpo(), dpop(), ipo()],
     "seeds": [loss(seed=seed) for seed in (0, 1, 2) for loss in (dpo, dpop)],
+    # Ends at rest: at a constant rate the weights still swing by several nats an answer from step to step.
+    "decay": [loss(seed=seed, schedule="cosine") for loss in (dpop, dpo) for seed in (0, 1, 2)],
     "high-edit": [dpo("high-edit"), dpop("high-edit"), ipo("high-edit")],
     "beta": [dpo(beta=beta) for beta in (0.1, 0.3, 1.0)],
     "lambda": [dpo(), *(dpop(penalty=penalty) for penalty in (0.5, 5.0, 50.0))],

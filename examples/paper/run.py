@@ -86,7 +86,8 @@ class Paper:
 
     def analyze(self, kind: str, runs: list[Path]) -> None:
         results = self.root / "analysis" / f"{kind}.json"
-        words = ["--pairs", self.pairs / kind / "validation.parquet", "--out", results.with_suffix(".html")]
+        words = ["--reference", self.model, "--pairs", self.pairs / kind / "validation.parquet"]
+        words += ["--out", results.with_suffix(".html")]
         results.parent.mkdir(exist_ok=True)
         text = command("megatron-dpop", "analyze", *runs, *words, "--json", capture=True)
         results.write_text(text, encoding="utf-8")
