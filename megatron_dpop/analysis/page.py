@@ -34,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatLine:
-    model: int
+    model: int  # its place among the models of the page
     cells: Sequence[Cell]
 
 
