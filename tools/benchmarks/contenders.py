@@ -39,6 +39,8 @@ class Contender:
 
 OURS = Contender("ours", "ours")
 UNSHARED = Contender("ours, prefixes not shared", "ours", {"data": {"share_prefix": False}})
+# What TRL's gradient checkpointing does.
+RECOMPUTED = Contender("ours, layers recomputed", "ours", {"train": {"recompute": "full"}})
 # As DPOConfig comes: 8 pairs a device, gradient checkpointing, the reference run in every step.
 TRL_DEFAULT = Contender("TRL, default", "trl")
 TRL_PRECOMPUTED = {"precompute_ref_log_probs": True, "gradient_checkpointing": False}
@@ -47,6 +49,7 @@ CONTENDERS = {
     for contender in (
         OURS,
         UNSHARED,
+        RECOMPUTED,
         TRL_DEFAULT,
         *(
             Contender(
