@@ -60,7 +60,14 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
         signals_to_handle=HANDED_ON,
         shutdown_timeout=SECONDS_TO_SAVE,
     )
-    return exit_code_of(lambda: elastic_launch(config, sys.executable)("-m", "megatron_dpop", *arguments))
+    words = [*_search_options(), "-m", "megatron_dpop", *arguments]
+    return exit_code_of(lambda: elastic_launch(config, sys.executable)(*words))
+
+
+def _search_options() -> list[str]:
+    """Python's words that let ranks import what this process imports: `-m` alone looks in the current folder first,
+    where another checkout of this package may lie."""
+    return [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
 
 
 def exit_code_of(launch: Callable[[], object]) -> int:
