@@ -39,7 +39,7 @@ class Contender:
 
 OURS = Contender("ours", "ours")
 UNSHARED = Contender("ours, prefixes not shared", "ours", {"data": {"share_prefix": False}})
-# What TRL's gradient checkpointing does.
+# Like with like: TRL's default checkpoints its layers.
 RECOMPUTED = Contender("ours, layers recomputed", "ours", {"train": {"recompute": "full"}})
 # As DPOConfig comes: 8 pairs a device, gradient checkpointing, the reference run in every step.
 TRL_DEFAULT = Contender("TRL, default", "trl")
