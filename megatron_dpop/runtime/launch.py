@@ -92,6 +92,9 @@ def _explain(error: ChildFailedError) -> int:
     if failure.exitcode == exits.STOPPED:
         return exits.STOPPED  # rank 0 has said it
     message = failure.message if isinstance(failure.message, str) else failure.message.get("message", "")
+    if failure.exitcode > 0 and not os.path.isfile(failure.error_file):
+        # Nothing of ours ended it; torchelastic would say where to read of its decorator.
+        message = f"rank {failure.local_rank} ended with exit code {failure.exitcode}; what it printed stands above"
     kind = {exits.BAD_INPUT: "error", exits.UNHEALTHY: "unhealthy"}.get(failure.exitcode)
     print(f"megatron-dpop: {kind or 'failed'}: {message}", file=sys.stderr)
     return failure.exitcode if kind else exits.FAILED
