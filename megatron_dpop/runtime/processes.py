@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron_dpop.config.schema import ParallelConfig
 from megatron_dpop.runtime.devices import on_gpu, prepare_device
 from megatron_dpop.runtime.rank import Rank, launched
+from megatron_dpop.runtime.threads import reserve_threads
 
 
 def initialize(parallel: ParallelConfig, *, seed: int, timeout: timedelta = timedelta(minutes=30)) -> torch.device:
@@ -22,6 +23,8 @@ def initialize(parallel: ParallelConfig, *, seed: int, timeout: timedelta = time
     gpu = on_gpu()
     device = prepare_device(rank.local_rank)
     _quieten()
+    if not gpu:
+        reserve_threads()
     if not dist.is_initialized():
         if not launched():
             os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
