@@ -36,6 +36,7 @@ class ReferenceKey:
     params: str
     layout: str
     rows: str
+    code: str = "unknown"  # so in caches of before it was written
 
     def differs(self, other: "ReferenceKey") -> list[str]:
         mine, theirs = asdict(self), asdict(other)

@@ -1,13 +1,16 @@
 """Where reference log-probabilities are kept, and when a kept one may be used."""
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
 
 from checkpoint_convert.errors import UserError
+from megatron_dpop import logprobs, models, rows
 from megatron_dpop.config import Config
+from megatron_dpop.config.schema import PrecisionConfig
 from megatron_dpop.runtime.stop import StoppedError, StopRequest
 from megatron_dpop.training import checkpoint
 from megatron_dpop.training.batches import ReferenceLogps, RowSource
@@ -21,12 +24,16 @@ from megatron_dpop.training.reference import (
     read_reference,
     write_reference,
 )
-from megatron_dpop.training.run_folder import RunFolder
+from megatron_dpop.training.run_folder import RunFolder, installed_versions
 from megatron_dpop.training.validation import validation_steps
 
 # Weights and data decide the values; these only their rounding.
-ROUNDING = ("params", "layout", "rows")
+ROUNDING = ("params", "layout", "rows", "code")
 SAMPLE_BYTES = 1 << 20
+
+# What turns tokens and weights into log-probabilities.
+LIBRARIES = ("torch", "megatron-core", "transformer-engine")
+PACKAGES = (models, logprobs, rows)
 
 
 class References:
@@ -96,28 +103,49 @@ class References:
                 "give another folder, or delete it to compute it anew"
             )
         if wrong or (differing and not (given and covers(logps, source, steps))):
+            self.console.say(f"{path} was computed with other {', '.join(differing)}; it is computed anew")
             return None
         if differing:
             self.console.say(
-                f"warning: {path} was computed under another {', '.join(differing)}; policy and reference will "
+                f"warning: {path} was computed with other {', '.join(differing)}; policy and reference will "
                 "differ by rounding, which a hinge as steep as DPOP's turns into bias (see reference/drift)"
             )
         return logps
 
     def _key(self, source: RowSource) -> ReferenceKey:
-        parallel = self.config.parallel
+        parallel, precision = self.config.parallel, self.config.precision
         layout = (
             f"tensor {parallel.tensor} pipeline {parallel.pipeline} context {parallel.context} "
             f"sequence {parallel.sequence}"
         )
-        rows = f"capacity {source.capacity_tokens} shared {source.share_prefix} batch {source.batch}"
+        packing = f"capacity {source.capacity_tokens} shared {source.share_prefix} batch {source.batch}"
         return ReferenceKey(
             weights=self._weights,
             data=source.dataset.fingerprint,
-            params=f"{self.config.precision.params} {self.engine.device.type}",
+            params=f"{named_precision(precision)} {self.engine.device.type}",
             layout=f"{layout} data {self.engine.data_parallel_size} pad_heads {parallel.pad_heads}",
-            rows=f"{rows} seed {source.seed if source.shuffle else None}",
+            rows=f"{packing} seed {source.seed if source.shuffle else None}",
+            code=code_fingerprint(),
         )
+
+
+def named_precision(precision: PrecisionConfig) -> str:
+    """All that decides how weights and activations are rounded."""
+    if precision.fp8 is None:
+        return precision.params
+    weights = " weights" if precision.fp8_params else ""
+    return f"{precision.params} fp8 {precision.fp8}{weights} but {precision.bf16_end_layers} end layers"
+
+
+@cache
+def code_fingerprint() -> str:
+    """Of the libraries' versions and of the source files that compute log-probabilities."""
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted(Path(package.__path__[0]).glob("*.py")):
+            digest.update(path.read_bytes())
+    versions = installed_versions(LIBRARIES)
+    return " ".join([*(f"{name} {version}" for name, version in versions.items()), digest.hexdigest()])
 
 
 def weights_fingerprint(folder: Path) -> str:

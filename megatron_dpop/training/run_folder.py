@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -99,17 +99,11 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 
 def environment(config: Config, world_size: int) -> dict[str, Any]:
     """Versions, devices, layout and the commit of the working directory."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
     model_parallel = config.parallel.model_parallel
     return {
         "command": sys.argv,
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": installed_versions(PACKAGES),
         "device": torch.cuda.get_device_name() if on_gpu() else _cpu_name(),
         "world_size": world_size,
         "layout": {
@@ -121,6 +115,17 @@ def environment(config: Config, world_size: int) -> dict[str, Any]:
         },
         "git_commit": _git_commit(),
     }
+
+
+def installed_versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """None for those that are not installed."""
+    versions: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
 
 
 def _cpu_name() -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,18 @@ def _tree(world: Path, run: str, *, model: str = "model", **data: object) -> dic
     )
 
 
-def said_here(trees: list[dict]) -> list[tuple[str, list[list[float]]]]:
-    """What each config says while it gets its reference (or the error), and the reference."""
-    return [_said(tree) for tree in trees]
+def said_here(trees: list[dict], age: Path | None = None) -> list[tuple[str, list[list[float]]]]:
+    """What each config says while it gets its reference (or the error), and the reference.
+
+    After the first, the reference kept at `age` is made to look as if older code had computed it.
+    """
+    first = _said(trees[0])
+    if age is not None:
+        from megatron_dpop.training.reference import read_reference, write_reference
+
+        logps, key = read_reference(age)
+        write_reference(age, logps, replace(key, code="older"))
+    return [first, *(_said(tree) for tree in trees[1:])]
 
 
 def _said(tree: dict) -> tuple[str, list[list[float]]]:
@@ -72,6 +82,40 @@ def test_kept_reference(world: Path) -> None:
     assert "warning" not in first
     assert second == ""
     assert unshared.startswith("warning: ")
-    assert "computed under another rows" in unshared
+    assert "computed with other rows" in unshared
     assert logps == kept == still_kept
     assert "was made from other weights" in other
+
+
+def test_a_reference_of_older_code_is_warned_about_where_it_was_given(world: Path) -> None:
+    cache = world / "aged"
+    trees = [{**_tree(world, name), "reference": {"cache": str(cache)}} for name in ("fresh", "aged_given")]
+    (_, logps), (said, kept) = run_ranks(said_here, 1, trees, cache / "train.safetensors")[0]
+    assert said.startswith("warning: ")
+    assert "computed with other code" in said
+    assert kept == logps
+
+
+def test_a_reference_of_older_code_is_computed_anew_in_the_runs_own_folder(world: Path) -> None:
+    tree = {**_tree(world, "own"), "reference": {}}
+    (_, logps), (said, anew) = run_ranks(said_here, 1, [tree, tree], world / "own" / "reference" / "train.safetensors")[
+        0
+    ]
+    assert "computed with other code; it is computed anew" in said
+    assert anew == logps
+
+
+def test_the_key_names_the_recipe_and_the_code() -> None:
+    (first, second) = run_ranks(_keys, 1)[0]
+    assert first["params"] == "bf16"
+    assert second["params"] == "bf16 fp8 tensorwise weights but 1 end layers"
+    assert first["code"].startswith("torch ")
+    assert "megatron-core" in first["code"]
+
+
+def _keys() -> list[dict[str, str]]:
+    from megatron_dpop.config.schema import PrecisionConfig
+    from megatron_dpop.training.reference_cache import code_fingerprint, named_precision
+
+    eight = PrecisionConfig(fp8="tensorwise", fp8_params=True, bf16_end_layers=1)
+    return [{"params": named_precision(given), "code": code_fingerprint()} for given in (PrecisionConfig(), eight)]
