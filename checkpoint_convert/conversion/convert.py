@@ -34,7 +34,8 @@ class Conversion:
     @property
     def fingerprint(self) -> str:
         """Equal for two conversions that would write the same bytes from the same source."""
-        states = [asdict(state) for state in self.states]
+        # However its path is spelled, a file is the same.
+        states = [{**asdict(state), "path": str(Path(state.path).resolve())} for state in self.states]
         layout = [(f.name, [(p.tensor, p.dtype, p.first_row, p.shape) for p in f.pieces]) for f in self.files]
         return hashlib.sha256(json.dumps([FORMAT, states, layout]).encode()).hexdigest()
 

@@ -101,11 +101,15 @@ def test_killed_at_random_moments_until_it_is_done(tmp_path: Path) -> None:
     assert verify(tmp_path / "hf", target, progress=False).equal
 
 
-def test_done_is_not_done_again_and_another_conversion_is_refused(tmp_path: Path) -> None:
+def test_done_is_not_done_again_and_another_conversion_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_small("qwen2", tmp_path / "hf")
     hf_to_megatron(tmp_path / "hf", tmp_path / "megatron", progress=False)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "megatron").rglob("*") if path.is_file()}
     hf_to_megatron(tmp_path / "hf", tmp_path / "megatron", progress=False)
+    monkeypatch.chdir(tmp_path)
+    hf_to_megatron(Path("hf"), Path("megatron"), progress=False)  # spelled in another way
     assert {path: path.stat().st_mtime_ns for path in before} == before
     with pytest.raises(UserError, match="already holds another conversion"):
         hf_to_megatron(tmp_path / "hf", tmp_path / "megatron", dtype="bf16", progress=False)
