@@ -56,6 +56,9 @@ class TreeAttention(MegatronModule):
         if self.context_group.size() > 1:
             gathered = gather_row(torch.cat((keys.to(value.dtype), values), dim=1), self.context_group)
             keys, values = gathered.chunk(2, dim=1)
+        if not any(packed_seq_params.attention.seen):  # padding alone, whose gradients others still wait for
+            nothing = 0 * rotated_query + 0 * (keys.sum() + values.sum()).to(dtype)
+            return nothing.to(query.dtype).reshape(query.shape[0], 1, -1)
         attend = attend_varlen if query.is_cuda and query.dtype is not torch.float32 else attend_blocks
         mixed = attend(
             rotated_query,

@@ -7,6 +7,7 @@ import pytest
 
 from tests.distributed import leave_model_parallel, run_ranks
 from tests.tiny import write_config, write_model, write_pairs
+from tests.training import train_here
 
 STEPS = 2
 Result = tuple[list[list[int]], dict[str, np.ndarray], list[float]]
@@ -33,6 +34,25 @@ def _trees(world: Path, ranks: int) -> list[dict]:
         )
         for pairs in (7, 3)
     ]
+
+
+def test_a_rank_that_holds_padding_alone_keeps_step_with_the_others(world: Path) -> None:
+    """A pair of eight tokens in a row of 64: of two context-parallel ranks one sees no token of it."""
+    (world / "short.jsonl").write_text('{"prompt": "w1", "chosen": "w2", "rejected": "w3"}\n')
+    runs = []
+    for ranks in (1, 2):
+        tree = write_config(
+            world,
+            world / "model",
+            parallel={"context": ranks},
+            data={"train": str(world / "short.jsonl"), "row_tokens": 64},
+            train={"steps": STEPS, "global_batch_pairs": 1},
+            run={"dir": str(world / f"short_{ranks}")},
+        )
+        runs.append(run_ranks(train_here, ranks, tree)[0])
+    for alone, shared in zip(*runs, strict=True):
+        for name in ("loss", "grad_norm", "logps/chosen", "logps/rejected"):
+            assert shared[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-6), name
 
 
 def updated_here(trees: list[dict]) -> list[Result]:
