@@ -7,6 +7,7 @@ It must run before anything of `megatron.core` is imported, since some modules a
 """
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 CPU = torch.device("cpu")
+
+# Where these are installed Megatron-Core takes their kernels, whatever the device: GPU kernels, for tensors on the CPU.
+GPU_PACKAGES = ("transformer_engine", "apex", "amp_C")
 
 
 def _names_cuda(device: Any) -> bool:
@@ -166,6 +170,8 @@ def install() -> None:
     if _installed:
         return
     _installed = True
+    for name in GPU_PACKAGES:
+        sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed
     cuda: Any = torch.cuda
     for name, result in _CONSTANTS.items():
         setattr(cuda, name, _always(result))

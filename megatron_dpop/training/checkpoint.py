@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.fp8_utils import is_float8tensor
 from megatron.core.models.gpt import GPTModel
 
 from checkpoint_convert.architectures import Architecture
@@ -30,20 +32,27 @@ CONTENT = {
 }
 
 
-def load_model(modules: Sequence[GPTModel], architecture: Architecture, folder: Path) -> None:
-    """Fills a model's chunks from a torch_dist folder, at any layout. Raises UserError where that cannot be read."""
-    state = _model_state(modules, adapters=False)
+def load_model(modules: Sequence[GPTModel], architecture: Architecture, folder: Path) -> dict[str, Any]:
+    """Fills a model's chunks from a torch_dist folder, at any layout. Raises UserError where that cannot be read.
+
+    Returns what was read, by chunk: of weights that are kept in FP8, before they were rounded.
+    """
+    state = _loadable(_model_state(modules, adapters=False))
     _allow_other_padding(state, architecture, folder)
-    _fill(modules, _load(state, folder))
+    _read_unrounded(state)
+    loaded = _load(state, folder)
+    _fill(modules, loaded)
+    return loaded
 
 
 def load_weights(engine: Engine, folder: Path) -> None:
     """Fills the engine's model, and its optimizer's own copy of it. A frozen base is not read again."""
     if engine.adapters and engine.frozen_from == folder:
         return
-    load_model(engine.modules, engine.architecture, folder)
+    loaded = load_model(engine.modules, engine.architecture, folder)
     engine.frozen_from = folder
-    engine.optimizer.reload_model_params()
+    unrounded = loaded if engine.config.fp8_param and not engine.adapters else None
+    engine.optimizer.reload_model_params(state_dict=unrounded)
 
 
 def resume(engine: Engine, folder: Path, iteration: int) -> None:
@@ -61,6 +70,7 @@ def run_state(engine: Engine, iteration: int, *, loaded_from: Path | None = None
     engine.finish_parameter_gather()
     model = _model_state(engine.modules, adapters=bool(engine.adapters))
     if loaded_from is not None:
+        model = _loadable(model)
         _allow_other_padding(model, engine.architecture, loaded_from)
     optimizer = engine.optimizer.sharded_state_dict(model, is_loading=loaded_from is not None, metadata=dict(CONTENT))
     return {**model, "optimizer": optimizer, "iteration": iteration, "checkpoint_version": 3.0}
@@ -74,6 +84,21 @@ def _model_state(modules: Sequence[GPTModel], *, adapters: bool) -> dict[str, di
         chunk: {name: value for name, value in state.items() if is_adapter(name) is adapters}
         for chunk, state in zip(_chunk_names(modules), states, strict=True)
     }
+
+
+def _loadable(state: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Without Transformer Engine's extra states: delayed FP8's are pickles, which we do not run; the rest are empty."""
+    return {
+        chunk: {name: value for name, value in entries.items() if not name.endswith("_extra_state")}
+        for chunk, entries in state.items()
+    }
+
+
+def _read_unrounded(state: dict[str, dict[str, Any]]) -> None:
+    """Gives weights that are kept in FP8 a place of full precision to be read into, for the optimizer's copy."""
+    for entry in (entry for chunk in state.values() for entry in chunk.values()):
+        if isinstance(entry, ShardedTensor | ShardedTensorFactory) and is_float8tensor(entry.data):
+            entry.data = torch.empty(entry.data.shape, dtype=entry.data.dtype, device=entry.data.device)
 
 
 def _chunk_names(modules: Sequence[GPTModel]) -> list[str]:

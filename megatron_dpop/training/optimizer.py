@@ -39,7 +39,9 @@ def build_optimizer(config: Config, chunks: Sequence[MegatronModule], dtype: tor
             optimizer_cpu_offload=options.offload,
             optimizer_offload_fraction=1.0 if options.offload else 0.0,
             overlap_cpu_optimizer_d2h_h2d=options.offload,
-            use_precision_aware_optimizer=options.state == "bf16",
+            # On the CPU too: only so does it take the weights that are loaded after it was made.
+            use_precision_aware_optimizer=options.state == "bf16" or options.offload,
+            store_param_remainders=False,  # halves of master weights, which Megatron-Core saves but cannot load
             exp_avg_dtype=MOMENTS_DTYPE[options.state],
             exp_avg_sq_dtype=MOMENTS_DTYPE[options.state],
         ),

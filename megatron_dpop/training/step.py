@@ -35,7 +35,8 @@ def train_step(engine: Engine, data: StepData, metrics: StepMetrics, reruns: Rer
     if not math.isfinite(values["loss"]):
         stop(engine, collected, source.dataset, f"step {step}: the loss is not a finite number")
     learning_rate = engine.optimizer.param_groups[0]["lr"]
-    _, grad_norm, _ = engine.optimizer.step()
+    _, norm, _ = engine.optimizer.step()
+    grad_norm = float(norm)  # with fused kernels it is a tensor on the device
     if not math.isfinite(grad_norm):
         raise NonFiniteError(f"step {step}: the gradient's norm is {grad_norm}; the weights of this step are lost")
     engine.scheduler.step(increment=1)

@@ -1,5 +1,7 @@
 """What the CPU backend answers in place of a GPU; each test runs in a rank, where it is installed."""
 
+from pathlib import Path
+
 from tests.distributed import run_ranks
 
 
@@ -72,6 +74,30 @@ def test_streams_events_and_random_states_work() -> None:
     assert run_ranks(_streams_and_events_do_nothing, 1)[0] >= 0
     assert run_ranks(_random_states_are_the_cpus, 1) == [True]
     assert run_ranks(_is_installed_once, 1) == [True]
+
+
+def _gpu_packages_found(folder: str) -> list[str]:
+    import importlib
+    import sys
+
+    from megatron_dpop.runtime.cpu_backend import GPU_PACKAGES
+
+    sys.path.insert(0, folder)
+    found = []
+    for name in GPU_PACKAGES:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue
+        found.append(name)
+    return found
+
+
+def test_packages_of_gpu_kernels_are_as_if_not_installed(tmp_path: Path) -> None:
+    for name in ("transformer_engine", "apex", "amp_C"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    assert run_ranks(_gpu_packages_found, 1, str(tmp_path)) == [[]]
 
 
 def _collectives_in_place() -> dict:
