@@ -143,7 +143,8 @@ def _config(
         run = as_dict(first.config)
         tree["model"]["tokenizer"] = run["model"]["tokenizer"]
         tree["data"] = {key: run["data"][key] for key in KEPT_OF_DATA}
-        tree["parallel"] = {"pad_heads": run["parallel"]["pad_heads"]} if has_layout else run["parallel"]
+        inherited = {**run["parallel"], "overlap_tensor": False}  # alone and in other rows it has nothing to hide
+        tree["parallel"] = {"pad_heads": run["parallel"]["pad_heads"]} if has_layout else inherited
         tree["precision"] = run["precision"]
         tree["train"] = {key: run["train"][key] for key in KEPT_OF_TRAINING}
     tree["data"]["train"] = str(pairs)

@@ -23,6 +23,7 @@ class ModelLayout:
     first_stage_layers: int | None = None
     last_stage_layers: int | None = None
     context: int = 1
+    overlap_tensor: bool = False
 
     @staticmethod
     def of(parallel: ParallelConfig) -> "ModelLayout":
@@ -35,6 +36,7 @@ class ModelLayout:
             first_stage_layers=parallel.first_stage_layers,
             last_stage_layers=parallel.last_stage_layers,
             context=parallel.context,
+            overlap_tensor=parallel.overlap_tensor,
         )
 
     def stage_layers(self, layers: int) -> list[float]:
@@ -80,6 +82,12 @@ def check_layout(architecture: Architecture, layout: ModelLayout) -> None:
             f"parallel.tensor: {tensor} does not divide the model's hidden size {architecture.hidden_size}; "
             "use a size that does, or parallel.sequence: false"
         )
+    if layout.overlap_tensor and (tensor == 1 or not layout.sequence):
+        raise UserError(
+            f"parallel.overlap_tensor: with parallel.tensor {tensor} and parallel.sequence "
+            f"{str(layout.sequence).lower()} there is nothing that can be overlapped; leave it out, or use more than "
+            "one tensor-parallel rank and parallel.sequence: true"
+        )
     _check_stages(architecture.num_layers, layout)
 
 
@@ -110,14 +118,16 @@ def _check_stages(layers: int, layout: ModelLayout) -> None:
 
 def row_multiple(layout: ModelLayout) -> int:
     """Rows end on a multiple of this many tokens: of 64 for the kernels, of 16 on every rank that shares them."""
+    if layout.overlap_tensor:  # each rank's share is sent in up to four pieces of 16
+        return 64 * layout.tensor * layout.context
     return math.lcm(64, 16 * layout.tensor * layout.context)
 
 
 def check_row_tokens(row_tokens: int, layout: ModelLayout) -> None:
     """Raises UserError where a full row cannot be shared evenly by tensor- and context-parallel ranks."""
+    multiple = row_multiple(layout)
     shares = (layout.tensor if layout.sequence else 1) * (2 * layout.context if layout.context > 1 else 1)
-    if row_tokens % shares:
-        multiple = row_multiple(layout)
+    if row_tokens % (multiple if layout.overlap_tensor else shares):
         raise UserError(
             f"data.row_tokens: {row_tokens} does not divide over parallel.tensor {layout.tensor} x parallel.context "
             f"{layout.context} ranks; use a multiple of {multiple}, such as {-(-row_tokens // multiple) * multiple}"

@@ -1,9 +1,10 @@
-"""Whether a model's shape and a machine allow a run's precision and offloading. No torch: checked before a start."""
+"""Whether a model's shape and a machine allow a run's precision, offloading and overlap. No torch: before a start."""
 
 from checkpoint_convert.architectures import Architecture
 from checkpoint_convert.errors import UserError
-from megatron_dpop.config.layout import ModelLayout
+from megatron_dpop.config.layout import ModelLayout, row_multiple
 from megatron_dpop.config.schema import Config
+from megatron_dpop.config.together import check_together
 
 # Transformer Engine's FP8 products take operands whose dimensions are multiples of this.
 FP8_MULTIPLE = 16
@@ -17,10 +18,12 @@ def check_precision(config: Config, architecture: Architecture, layout: ModelLay
         "optimizer.offload": config.optimizer.offload,
         "optimizer.state": "bf16" if config.optimizer.state == "bf16" else None,
         "train.offload_activations": config.train.offload_activations,
+        "parallel.overlap_tensor": config.parallel.overlap_tensor,
     }
     for key, value in wanted.items():
         if value and not gpu:
             raise UserError(f"{key}: {str(value).lower()} needs an NVIDIA GPU with Transformer Engine; leave it out")
+    check_together(config)
     if precision.fp8 is None:
         for name, given in (("fp8_params", precision.fp8_params), ("bf16_end_layers", precision.bf16_end_layers)):
             if given:
@@ -34,6 +37,16 @@ def check_precision(config: Config, architecture: Architecture, layout: ModelLay
         raise UserError(
             f"precision.bf16_end_layers: {precision.bf16_end_layers} at each end leave none of the model's "
             f"{architecture.num_layers} layers to FP8; use fewer"
+        )
+    if precision.bf16_end_layers > architecture.num_layers // layout.pipeline:
+        raise UserError(
+            f"precision.bf16_end_layers: {precision.bf16_end_layers} are more than the "
+            f"{architecture.num_layers // layout.pipeline} layers of a pipeline stage; use fewer"
+        )
+    if config.data.row_tokens % row_multiple(layout):
+        raise UserError(
+            f"data.row_tokens: {config.data.row_tokens} is not a multiple of {row_multiple(layout)}, as FP8 products "
+            "on this layout's ranks need; use one that is"
         )
     check_fp8_shape(architecture, layout)
 

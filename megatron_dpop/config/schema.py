@@ -40,6 +40,7 @@ class ParallelConfig:
     context: Positive = 1  # ranks that share a row's tokens
     sequence: bool = True  # sequence parallelism; has an effect where tensor > 1
     overlap: bool | None = None  # data-parallel communication with computation; null: on GPUs
+    overlap_tensor: bool = False  # tensor-parallel communication too; every row then has data.row_tokens; needs GPUs
     pad_heads: bool = False  # adds zero heads where tensor does not divide the model's heads
 
     @property
@@ -128,7 +129,7 @@ class TrainConfig:
     global_batch_pairs: Positive = 64  # examples of a step, over all ranks
     validate_every: Positive | None = None  # null: before the first step and after the last
     recompute: Literal["none", "selective", "full"] = "none"  # by the backward pass: attention, whole layers
-    offload_activations: bool = False  # to host memory, of attention and norms; needs a GPU
+    offload_activations: bool = False  # to host memory, inputs of norms and linear_qkv; rows are whole; needs a GPU
     rerun: Literal["validate_results", "report_determinism_stats"] | None = None  # Megatron's diagnosis of bad steps
     deterministic: bool = False  # on GPUs, at some cost in speed; the CPU always is
     seed: Natural = 0  # of the data's order, dropout and adapters

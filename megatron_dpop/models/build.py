@@ -57,6 +57,7 @@ def transformer_config(
         num_layers_in_last_pipeline_stage=layout.last_stage_layers,
         context_parallel_size=layout.context,
         sequence_parallel=layout.sequence and layout.tensor > 1,
+        tp_comm_overlap=layout.overlap_tensor,
         # The loss function returns sums and counts; Megatron divides once, by the step's number of examples.
         calculate_per_token_loss=True,
         gradient_accumulation_fusion=False,

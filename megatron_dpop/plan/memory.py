@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from checkpoint_convert.architectures import Architecture
 from megatron_dpop.plan.activations import (
+    FP8,
     FP32,
     Kernels,
     backward_bytes,
@@ -18,6 +19,9 @@ from megatron_dpop.plan.workload import Row, Workload
 
 # A linear layer's weight is multiplied in both directions, and Hopper's FP8 products read only one: two copies.
 FP8_COPIES = 2
+# Transformer Engine's buffers of overlapped communication (`initialize_ub`): of inputs that are gathered, which travel
+# in FP8 where layers multiply in it, and of outputs that are summed.
+GATHERED_BUFFERS, SUMMED_BUFFERS = 8, 4
 
 
 def optimizer_bytes(choice: LayoutChoice) -> int:
@@ -87,7 +91,7 @@ def stage_memory(
     layer = layer_activations(architecture, choice, row, kernels)
     backward = layer.recomputed(choice.recompute) + backward_bytes(architecture, choice, row)
     logprob = logprob_bytes(architecture, choice, row, kernels) if is_last else 0.0
-    buffers = _gather_buffer(architecture, choice, row, kernels)
+    buffers = _gather_buffer(architecture, choice, row, kernels) + _overlap_buffers(architecture, choice, row)
     if assumptions is not None:
         buffers += assumptions.context_bytes + _groups(choice) * assumptions.communicator_bytes
         buffers += assumptions.fragmentation * (activations + max(backward, logprob))
@@ -149,6 +153,14 @@ def _gather_buffer(architecture: Architecture, choice: LayoutChoice, row: Row, k
     if not kernels.gather_buffer or not choice.sequence or choice.tensor == 1:
         return 0.0
     return row.tokens / choice.context * architecture.hidden_size * choice.bytes
+
+
+def _overlap_buffers(architecture: Architecture, choice: LayoutChoice, row: Row) -> float:
+    if not choice.overlap_tensor:
+        return 0.0
+    gathered = FP8 if choice.fp8 else choice.bytes
+    entries = row.tokens / choice.context * architecture.hidden_size
+    return entries * (GATHERED_BUFFERS * gathered + SUMMED_BUFFERS * choice.bytes)
 
 
 def _groups(choice: LayoutChoice) -> int:

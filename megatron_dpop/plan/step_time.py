@@ -1,8 +1,9 @@
 """Seconds of a training step: a roofline with stated shares of the peaks, and a pipeline's bubble on top.
 
 Hidden behind computation are what Megatron-Core is told to overlap: the reduction of gradients behind the last row's
-backward pass, the gathering of weights behind the first row's forward pass, and the transfers of an interleaved
-pipeline. Tensor- and context-parallel collectives and the transfers of a plain pipeline are not.
+backward pass, the gathering of weights behind the first row's forward pass, the transfers of an interleaved pipeline,
+and where it is asked for the tensor-parallel collectives behind the products that they feed, but for the first of the
+pieces that they are cut into. Context-parallel collectives and the transfers of a plain pipeline are not.
 """
 
 from dataclasses import dataclass
@@ -131,11 +132,15 @@ def _row_time(
         forward += output
         backward += output * (2 if choice.lora else 3)  # logits are computed again, tile by tile
     traffic = row_traffic(architecture, choice, row, stage)
+    tensor_bytes = traffic.tensor_forward + traffic.tensor_backward
     rates = {name: rate * assumptions.collectives for name, rate in wire_bandwidths(choice, hardware).items()}
+    tensor = tensor_bytes / rates["tensor"]
+    if choice.overlap_tensor:
+        tensor = max(tensor / choice.tensor, tensor - 3 * linear)
     return _RowTime(
         forward=forward,
         backward=backward,
-        tensor=(traffic.tensor_forward + traffic.tensor_backward) / rates["tensor"],
+        tensor=tensor,
         context=(traffic.context_forward + traffic.context_backward) / rates["context"],
         pipeline=0.0 if choice.virtual_pipeline else 2 * traffic.pipeline / rates["pipeline"],
     )

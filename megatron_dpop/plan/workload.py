@@ -60,7 +60,8 @@ class Workload:
         """The mean row. Packing is even to a fraction of a percent, so it is also the fullest."""
         examples = self.examples / (self.rows(choice) * choice.data)
         filled = math.ceil(max(examples, 1.0) * self.packed.tokens)
-        length = step_row_tokens([filled], capacity_tokens=self.capacity_tokens, multiple=row_multiple(choice))
+        multiple = self.capacity_tokens if choice.overlap_tensor else row_multiple(choice)
+        length = step_row_tokens([filled], capacity_tokens=self.capacity_tokens, multiple=multiple)
         # Exact for two completions. Alone, each has its own copy of the trunk and looks at its triangle once more.
         trunk = self.unshared.tokens - self.packed.tokens
         branch_attended = max(0.0, 2 * self.packed.attended - self.unshared.attended)

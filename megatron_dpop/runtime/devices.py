@@ -21,6 +21,8 @@ def on_gpu() -> bool:
 def prepare_device(local_rank: int) -> torch.device:
     """Selects this process's GPU, or installs the CPU backend. Call it before importing `megatron.core`."""
     if on_gpu():
+        # Read when Transformer Engine is imported: Megatron-Core's offloading of activations speaks to its first form.
+        os.environ.setdefault("NVTE_CPU_OFFLOAD_V1", "1")
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     cpu_backend.install()

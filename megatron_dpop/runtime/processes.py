@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron_dpop.config.schema import ParallelConfig
 from megatron_dpop.runtime.devices import on_gpu, prepare_device
 from megatron_dpop.runtime.rank import Rank, launched
+from megatron_dpop.runtime.tensor_overlap import close_buffers
 from megatron_dpop.runtime.threads import reserve_threads
 
 
@@ -53,5 +54,6 @@ def shut_down() -> None:
     """Leaves the process groups, so that the launcher sees a clean end."""
     from megatron.core import parallel_state
 
+    close_buffers()
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()

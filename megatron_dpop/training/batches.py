@@ -101,7 +101,7 @@ class RowSource:
             scores=self.shapes.scores,
             attended=self.shapes.attended,
         )
-        self.multiple = row_multiple(engine.layout)
+        self.multiple = capacity_tokens if engine.equal_rows else row_multiple(engine.layout)
 
     def over(self, dataset: Examples) -> "RowSource":
         """The rows that another dataset has under the same settings."""

@@ -25,6 +25,7 @@ from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.models.build import build_model, transformer_config
 from megatron_dpop.models.lora import Adapter, add_adapters
 from megatron_dpop.runtime.devices import on_gpu
+from megatron_dpop.runtime.tensor_overlap import open_buffers
 from megatron_dpop.training.optimizer import build_optimizer, build_scheduler
 
 # Micro-batches whose largest values set the scale of delayed FP8: long enough to bridge one of small ones.
@@ -45,6 +46,7 @@ class ModelEngine:
     modules: list[GPTModel]  # bare, for weights
     chunks: list[MegatronModule]  # wrapped, for the schedules
     adapters: tuple[Adapter, ...] = ()  # LoRA's, where there are any: all that is trained
+    equal_rows: bool = False  # every row is as long as a row can be
 
     @property
     def data_parallel_rank(self) -> int:
@@ -130,6 +132,7 @@ def build_engine(config: Config, architecture: Architecture, device: torch.devic
         scheduler=build_scheduler(config, optimizer),
         lora=config.lora,
         adapters=model.adapters,
+        equal_rows=model.equal_rows,
     )
 
 
@@ -140,6 +143,14 @@ def build_model_engine(config: Config, architecture: Architecture, device: torch
     layout = ModelLayout.of(config.parallel)
     model_config = transformer_config(architecture, layout, params_dtype=dtype, **model_options(config))
     groups = ProcessGroupCollection.use_mpu_process_groups()
+    if layout.overlap_tensor:
+        open_buffers(
+            tokens=config.data.row_tokens // layout.context,
+            hidden=architecture.hidden_size,
+            tensor=layout.tensor,
+            fp8=config.precision.fp8 is not None,
+            bf16=config.precision.fp8 is None or config.precision.bf16_end_layers > 0,
+        )
     modules = build_model(architecture, model_config, groups, transformer_engine=on_gpu())
     adapters: list[Adapter] = []
     for module in modules:
@@ -155,6 +166,8 @@ def build_model_engine(config: Config, architecture: Architecture, device: torch
         modules=modules,
         chunks=[module if dtype is torch.float32 else Float16Module(model_config, module) for module in modules],
         adapters=tuple(adapters),
+        # Buffers of one size: of communication, and in the host's memory, where one is kept for every size ever seen.
+        equal_rows=layout.overlap_tensor or config.train.offload_activations,
     )
 
 
@@ -187,7 +200,8 @@ def model_options(config: Config) -> dict[str, Any]:
     if config.train.offload_activations:
         options |= {
             "fine_grained_activation_offloading": True,
-            "offload_modules": ["attn_norm", "qkv_linear", "core_attn", "attn_proj", "mlp_norm"],
+            # Not core_attn: what it keeps differs in size from row to row, with the trees.
+            "offload_modules": ["attn_norm", "qkv_linear", "mlp_norm"],
         }
     precision = config.precision
     if precision.fp8 is not None:

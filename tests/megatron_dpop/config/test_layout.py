@@ -46,6 +46,20 @@ def test_stages_that_fit(twelve_layers: Architecture, layout: dict[str, Any]) ->
     check_layout(twelve_layers, ModelLayout(**layout))
 
 
+@pytest.mark.parametrize("layout", [{"tensor": 1, "sequence": True}, {"tensor": 2, "sequence": False}])
+def test_overlap_of_nothing_is_refused(twelve_layers: Architecture, layout: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"parallel.overlap_tensor: with parallel.tensor \d and parallel.sequence"):
+        check_layout(twelve_layers, ModelLayout(overlap_tensor=True, **layout))
+
+
+def test_overlapped_rows_have_one_length() -> None:
+    layout = ModelLayout(tensor=2, sequence=True, context=2, overlap_tensor=True)
+    assert row_multiple(layout) == 256
+    check_row_tokens(4096, layout)
+    with pytest.raises(UserError, match=r"data.row_tokens: 4160 does not divide .* multiple of 256, such as 4352"):
+        check_row_tokens(4160, layout)
+
+
 def test_rows_are_shared_evenly_by_context_parallel_ranks() -> None:
     layout = ModelLayout(tensor=2, sequence=True, context=4)
     assert row_multiple(layout) == 128

@@ -31,9 +31,20 @@ def _tree(**sections: Any) -> dict[str, Any]:
     return {"model": {"path": "m"}, "data": {"train": "d"}, **sections}
 
 
-def _check(folder: Path, sections: dict[str, Any], *, gpu: bool, tensor: int = 1, **shape: int) -> None:
+def _check(
+    folder: Path,
+    sections: dict[str, Any],
+    *,
+    gpu: bool,
+    tensor: int = 1,
+    pipeline: int = 1,
+    row_tokens: int = 8192,
+    **shape: int,
+) -> None:
     architecture = replace(read_architecture(folder), **shape)
-    check_precision(config_from_dict(_tree(**sections), origin="test"), architecture, ModelLayout(tensor), gpu=gpu)
+    tree = _tree(**sections)
+    tree["data"]["row_tokens"] = row_tokens
+    check_precision(config_from_dict(tree, origin="test"), architecture, ModelLayout(tensor, pipeline), gpu=gpu)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +54,7 @@ def _check(folder: Path, sections: dict[str, Any], *, gpu: bool, tensor: int = 1
         ({"optimizer": {"offload": True}}, "optimizer.offload: true needs an NVIDIA GPU"),
         ({"optimizer": {"state": "bf16"}}, "optimizer.state: bf16 needs an NVIDIA GPU"),
         ({"train": {"offload_activations": True}}, "train.offload_activations: true needs"),
+        ({"parallel": {"overlap_tensor": True}}, "parallel.overlap_tensor: true needs an NVIDIA GPU"),
         ({"precision": {"fp8_params": True}}, "precision.fp8_params: means nothing without precision.fp8"),
     ],
 )
@@ -57,6 +69,8 @@ def test_a_machine_without_gpu(folder: Path, sections: dict[str, Any], message: 
         ({"params": "fp32"}, {}, "precision.params: fp32 does not go with precision.fp8"),
         ({"fp8": "delayed", "bf16_end_layers": 1}, {}, "precision.bf16_end_layers: delayed scaling takes all layers"),
         ({"bf16_end_layers": 2}, {}, "2 at each end leave none of the model's 4 layers"),
+        ({"bf16_end_layers": 1}, {"pipeline": 8}, "1 are more than the 0 layers of a pipeline stage"),
+        ({}, {"row_tokens": 8200}, "data.row_tokens: 8200 is not a multiple of 64"),
         ({}, {"hidden_size": 72}, "hidden size, 72, is not a multiple of 16"),
         ({}, {"ffn_hidden_size": 88, "tensor": 2}, "FFN rows of a tensor-parallel rank, 44, is not a multiple of 16"),
         ({}, {"head_dim": 12}, "key/value rows of a tensor-parallel rank, 24, is not"),

@@ -56,6 +56,17 @@ def test_optimizer_on_the_host_leaves_the_device() -> None:
     assert there.host == pytest.approx(here.optimizer * 16 / 12)  # state and the gradients to update it with
 
 
+def test_overlap_takes_twelve_buffers_of_whole_rows() -> None:
+    plain, overlapped = _memory(BASE), _memory(replace(BASE, overlap_tensor=True))
+    row = 4096 * QWEN_72B.hidden_size
+    longer = _workload().row(replace(BASE, overlap_tensor=True)).tokens
+    assert longer == 4096
+    buffers = overlapped.buffers - plain.buffers
+    assert buffers == pytest.approx(12 * 2 * row, rel=0.01)  # and the fragmentation of a row that is a little longer
+    fp8 = [_memory(replace(BASE, fp8=True, overlap_tensor=overlap)).buffers for overlap in (False, True)]
+    assert fp8[1] - fp8[0] == pytest.approx((8 + 4 * 2) * row, rel=0.01)
+
+
 def test_fp8_adds_two_copies_of_linear_weights_and_halves_their_inputs() -> None:
     bf16, fp8 = _memory(BASE), _memory(replace(BASE, fp8=True))
     alone = _memory(replace(BASE, fp8=True, fp8_params=True))

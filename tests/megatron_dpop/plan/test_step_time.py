@@ -58,6 +58,15 @@ def test_overlap_hides_data_parallel_transfers() -> None:
     assert hidden < shown / 2
 
 
+def test_overlap_hides_tensor_parallel_transfers_but_for_their_first_pieces() -> None:
+    plain, overlapped = _time(BASE), _time(replace(BASE, overlap_tensor=True))
+    assert overlapped.tensor == pytest.approx(plain.tensor / BASE.tensor, rel=0.05)  # rows are whole, a little longer
+    # Where products are much faster than the wires, what they cannot hide is left.
+    quick = replace(SETTING, hardware=replace(SETTING.hardware, bf16_flops=1e20))
+    shown, left = (_time(replace(BASE, overlap_tensor=overlap), quick).tensor for overlap in (False, True))
+    assert left == pytest.approx(shown, rel=0.05)
+
+
 def test_what_each_choice_is_for() -> None:
     time = _time(BASE)
     assert _time(replace(BASE, fp8=True)).compute < time.compute

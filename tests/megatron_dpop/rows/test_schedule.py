@@ -39,6 +39,7 @@ def _plan(
     ranks: int,
     examples: int = PAIRS,
     row_tokens: int = 8192,
+    multiple: int = 64,
     flops: np.ndarray | None = None,
 ) -> StepPlan:
     return plan_rows(
@@ -46,7 +47,7 @@ def _plan(
         shapes.row_tokens,
         _flops(shapes, MODELS["smollm2-135m"]) if flops is None else flops,
         capacity_tokens=row_tokens,
-        multiple=64,
+        multiple=multiple,
         data_parallel=ranks,
     )
 
@@ -119,6 +120,16 @@ def test_ranks_hold_exactly_the_steps_pairs() -> None:
         held = [index for row in plan.rows for index in row]
         assert sorted(held) == sorted(step_examples(seed=3, step=5, batch=batch, examples=PAIRS))
         assert max(int(shapes.row_tokens[list(row)].sum()) for row in plan.rows) <= plan.row_tokens <= 8192
+
+
+def test_rows_of_one_length_whatever_they_hold() -> None:
+    """As overlapped communication asks: the multiple is the capacity."""
+    shapes = metamath_like(PAIRS)
+    for batch, ranks in ((512, 4), (7, 2), (1, 8)):
+        plan = _plan(shapes, 5, batch=batch, ranks=ranks, multiple=8192)
+        assert plan.row_tokens == 8192
+        held = sorted(index for row in plan.rows for index in row)
+        assert held == sorted(step_examples(seed=3, step=5, batch=batch, examples=PAIRS))
 
 
 def test_the_order_of_pairs_does_not_depend_on_ranks_or_layout() -> None:

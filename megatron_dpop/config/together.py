@@ -1,0 +1,28 @@
+"""Which options exclude each other, by what Megatron-Core and Transformer Engine can carry."""
+
+from checkpoint_convert.errors import UserError
+from megatron_dpop.config.schema import Config
+
+
+def check_together(config: Config) -> None:
+    """Raises UserError for the first option whose key excludes another that is set."""
+    precision, optimizer = config.precision, config.optimizer
+    fp32 = ("precision.params", "fp32") if precision.params == "fp32" else None
+    whole = ("optimizer.distributed", "false") if not optimizer.distributed else None
+    blockwise = ("precision.fp8", "blockwise") if precision.fp8 == "blockwise" else None
+    lora = ("lora", "adapters") if config.lora is not None else None
+    full = ("train.recompute", "full") if config.train.recompute == "full" else None
+    moments = ("optimizer.state", "bf16") if optimizer.state == "bf16" else None
+    # Only delayed scaling's weights can be updated from the host.
+    rounded = ("precision.fp8_params", "true") if precision.fp8_params and precision.fp8 != "delayed" else None
+    excluded = {
+        "parallel.overlap_tensor": (config.parallel.overlap_tensor, (fp32, blockwise, lora)),
+        "precision.fp8_params": (precision.fp8_params, (whole,)),
+        "optimizer.offload": (optimizer.offload, (fp32, whole, moments, rounded)),
+        "optimizer.state": (optimizer.state == "bf16", (whole,)),
+        "train.offload_activations": (config.train.offload_activations, (fp32, full)),
+    }
+    for key, (is_set, others) in excluded.items():
+        for other in others:
+            if is_set and other is not None:
+                raise UserError(f"{key}: does not go with {other[0]}: {other[1]}; leave one of them out")
