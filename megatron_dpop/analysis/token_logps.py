@@ -13,6 +13,7 @@ from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.locate import checkpoint_kind, iteration_folder
 from megatron_dpop.analysis.spans import PairLogps
 from megatron_dpop.models.scoring import score_tokens
+from megatron_dpop.runtime.processes import first_rank_works
 from megatron_dpop.training.batches import RowSource
 from megatron_dpop.training.checkpoint import load_model
 from megatron_dpop.training.engine import ModelEngine
@@ -59,8 +60,8 @@ def _as_megatron(model: Path) -> Iterator[Path]:
         made = [stack.enter_context(tempfile.TemporaryDirectory(prefix="megatron-dpop-")) if is_first else ""]
         dist.broadcast_object_list(made, src=0)
         target = Path(made[0]) / "model"
-        if is_first:
-            hf_to_megatron(model, target, progress=False)
-        dist.barrier()
+        with first_rank_works():
+            if is_first:
+                hf_to_megatron(model, target, progress=False)
         yield iteration_folder(target)
         dist.barrier()  # none may still read when it is removed

@@ -34,7 +34,7 @@ class Scores:
 
 def score_row(*, context: Scores, **output: Any) -> Tensor:
     """Megatron's `output_processor`: log-probability of each completion, summed over its tokens, fp32 [sequences]."""
-    # Sequential sums: the same completion gives the same bits wherever it stands in a row.
+    # On the CPU token after token: a completion's sum has the same bits wherever it stands in a row.
     members = _member_logps(context=context, **output)
     sums = torch.segment_reduce(members, "sum", lengths=context.sequence_lengths, axis=0, unsafe=True)
     if context.context_group.size() == 1:

@@ -1,5 +1,6 @@
 """Devices and networks as their makers state them, and what share of that a training step is assumed to reach."""
 
+import re
 from dataclasses import dataclass, replace
 
 GIB = 1 << 30
@@ -59,9 +60,15 @@ DEVICES = {
 }
 
 
+SLOWER_FORMS = {"PCIE", "NVL"}
+
+
 def known_device(name: str) -> Hardware | None:
-    """The stated device whose model is in CUDA's name for it."""
-    return next((device for key, device in DEVICES.items() if key.upper() in name.upper()), None)
+    """The stated device whose model is in CUDA's name for it; its slower forms (PCIe, NVL) are none of these."""
+    words = set(re.split(r"[\s-]+", name.upper()))
+    if words & SLOWER_FORMS:
+        return None
+    return next((device for key, device in DEVICES.items() if key.upper() in words), None)
 
 
 def device_like(name: str, memory_bytes: int) -> Hardware:

@@ -3,6 +3,8 @@
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -13,6 +15,8 @@ from megatron_dpop.runtime.devices import on_gpu, prepare_device
 from megatron_dpop.runtime.rank import Rank, launched
 from megatron_dpop.runtime.tensor_overlap import close_buffers
 from megatron_dpop.runtime.threads import reserve_threads
+
+LONGEST_WORK = timedelta(hours=12)
 
 
 def initialize(parallel: ParallelConfig, *, seed: int, timeout: timedelta = timedelta(minutes=30)) -> torch.device:
@@ -40,6 +44,18 @@ def initialize(parallel: ParallelConfig, *, seed: int, timeout: timedelta = time
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     return device
+
+
+@contextmanager
+def first_rank_works() -> Iterator[bool]:
+    """Yields whether this is the first rank. It works on, for hours if need be, and the others wait for its end.
+
+    In any other collective they would wait no longer than its group's timeout.
+    """
+    group = dist.new_group(backend="gloo", timeout=LONGEST_WORK)
+    yield dist.get_rank() == 0
+    dist.barrier(group=group)
+    dist.destroy_process_group(group)
 
 
 def _quieten() -> None:

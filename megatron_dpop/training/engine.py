@@ -115,6 +115,9 @@ def build_engine(config: Config, architecture: Architecture, device: torch.devic
         _data_parallel(chunk, config, model_config, overlap=overlap, is_first=at == 0)
         for at, chunk in enumerate(model.chunks)
     ]
+    for chunk, module in zip(chunks, model.modules, strict=True):
+        if module.post_process and chunk.ddp_config.overlap_param_gather:
+            _await_output_weight(chunk, module)
     optimizer = build_optimizer(config, chunks, PARAMS_DTYPE[config.precision.params])
     model_config.finalize_model_grads_func = finalize_model_grads
     if overlap:
@@ -188,6 +191,22 @@ def _data_parallel(
         # Later chunks finish their backward pass early enough to hide their reduction whole.
         disable_bucketing=not is_first,
     )
+
+
+def _await_output_weight(chunk: DistributedDataParallel, module: GPTModel) -> None:
+    """Lets the output layer's weight be gathered before it is used.
+
+    Megatron-Core waits for a weight's gather where its module is called; ours reads the weight and calls no module. It
+    may have a gather of its own, which begins with that of the norm before it.
+    """
+    tied = module.share_embeddings_and_output_weights
+    weight = module.shared_embedding_or_output_weight() if tied else module.output_layer.weight
+    if (group := chunk.param_to_bucket_group.get(weight)) is not None:
+
+        def wait(*_: Any) -> None:
+            group.finish_param_sync()
+
+        module.decoder.final_layernorm.register_forward_pre_hook(wait)
 
 
 def model_options(config: Config) -> dict[str, Any]:

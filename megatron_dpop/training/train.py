@@ -175,9 +175,9 @@ class Run:
         """The torch_dist folder of a model; a Hugging Face one is converted once, beside the run."""
         if checkpoint_kind(model) == "huggingface":
             target = self.folder.path / "initial" / model.name
-            if dist.get_rank() == 0:
-                hf_to_megatron(model, target, progress=False)
-            dist.barrier()
+            with processes.first_rank_works() as works:
+                if works:
+                    hf_to_megatron(model, target, progress=False)
             model = target
         return iteration_folder(model)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.made_up_pairs import MadeUpPairs, lengths_of
-from benchmarks.memory import peak_bytes, reset_peak
+from benchmarks.memory import finish_launched, peak_bytes, reset_peak
 
 BETA = 0.1
 LEARNING_RATE = 5e-6
@@ -150,6 +150,8 @@ def run_trl(task: Task, contender: Contender, turn: Turn) -> Outcome:
     import trl
     from transformers import AutoTokenizer
 
+    from megatron_dpop.runtime.devices import on_gpu
+
     started = time.perf_counter()
     examples = ordered_examples(task)
     at_once = contender.options.get("per_device_train_batch_size", task.batch_pairs)
@@ -163,7 +165,7 @@ def run_trl(task: Task, contender: Contender, turn: Turn) -> Outcome:
         "lr_scheduler_type": "constant",
         "beta": BETA,
         "bf16": task.precision == "bf16",
-        "use_cpu": True,
+        "use_cpu": not on_gpu(),
         "report_to": "none",
         "save_strategy": "no",
         "disable_tqdm": True,
@@ -243,6 +245,7 @@ def _step_callback(turn: Turn) -> Any:
             self._wait()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            finish_launched()
             self.step_seconds.append(time.perf_counter() - self.started)
             self.processor_seconds.append(time.process_time() - self.busy)
             self.peak_bytes = peak_bytes()
@@ -250,6 +253,7 @@ def _step_callback(turn: Turn) -> Any:
 
         def _wait(self) -> None:
             turn()
+            finish_launched()
             self.started, self.busy = time.perf_counter(), time.process_time()
 
     return StepWatch()

@@ -1,13 +1,15 @@
-"""Peak memory of this process, from a moment on."""
+"""Peak memory of this process, from a moment on, and the end of what its device still computes."""
 
 from pathlib import Path
 
 import torch
 
+from megatron_dpop.runtime.devices import on_gpu
+
 
 def reset_peak() -> None:
     """Lets `peak_bytes` count from now on."""
-    if torch.cuda.is_available():
+    if on_gpu():
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark of resident memory
@@ -15,7 +17,13 @@ def reset_peak() -> None:
 
 def peak_bytes() -> int:
     """The GPU's largest allocation, or on the CPU the process's largest resident memory (Linux)."""
-    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else _status_bytes("VmHWM")
+    return int(torch.cuda.max_memory_allocated()) if on_gpu() else _status_bytes("VmHWM")
+
+
+def finish_launched() -> None:
+    """Waits for a GPU, before a clock is read."""
+    if on_gpu():
+        torch.cuda.synchronize()
 
 
 def resident_bytes() -> int:

@@ -107,5 +107,7 @@ def test_tiles_are_those_of_the_log_probabilities() -> None:
 def test_devices_are_recognised_by_cudas_name() -> None:
     assert device_like("NVIDIA H200", 139 * GIB) == replace(DEVICES["h200"], name="NVIDIA H200", memory_bytes=139 * GIB)
     assert known_device("NVIDIA H100 80GB HBM3") is DEVICES["h100"]
-    assert known_device("Some GPU") is None
+    assert known_device("NVIDIA A100-SXM4-80GB") is DEVICES["a100"]
+    for other in ("Some GPU", "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA GH200 480GB"):
+        assert known_device(other) is None
     assert device_like("Some GPU", 40 * GIB).bf16_flops == DEVICES["h100"].bf16_flops
