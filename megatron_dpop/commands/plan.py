@@ -11,6 +11,7 @@ from checkpoint_convert.errors import UserError
 from checkpoint_convert.locate import assets_folder
 from megatron_dpop.commands.plan_text import show_plan, show_search, show_weak_scaling
 from megatron_dpop.config import Config, load_config
+from megatron_dpop.config.precision import check_precision
 from megatron_dpop.plan.choice import LayoutChoice, check_choice
 from megatron_dpop.plan.fits import check_memory
 from megatron_dpop.plan.from_config import choice_of, pair_workload
@@ -62,6 +63,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         _show_search(setting, choice, devices, arguments.json)
     else:
         check_choice(setting.architecture, choice, capacity_tokens=setting.workload.capacity_tokens)
+        check_precision(config, setting.architecture, choice, gpu=True)
         if devices % choice.devices:
             raise UserError(
                 f"--gpus: {devices} is not a multiple of {choice.devices}, the GPUs that one replica of the model takes"

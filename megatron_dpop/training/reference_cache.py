@@ -116,9 +116,10 @@ class References:
         parallel, precision = self.config.parallel, self.config.precision
         layout = (
             f"tensor {parallel.tensor} pipeline {parallel.pipeline} context {parallel.context} "
-            f"sequence {parallel.sequence}"
+            f"sequence {parallel.sequence}{' overlapped' if parallel.overlap_tensor else ''}"
         )
-        packing = f"capacity {source.capacity_tokens} shared {source.share_prefix} batch {source.batch}"
+        capacity = f"{source.capacity_tokens}{' always' if self.engine.equal_rows else ''}"
+        packing = f"capacity {capacity} shared {source.share_prefix} batch {source.batch}"
         return ReferenceKey(
             weights=self._weights,
             data=source.dataset.fingerprint,

@@ -94,6 +94,8 @@ def test_search_and_weak_scaling(qwen: Path, capsys: pytest.CaptureFixture[str])
         (("--parallel.pipeline", "7"), ("parallel.pipeline", "7", "80 layers")),
         (("--data.row_tokens", "4100", "--parallel.context", "4"), ("data.row_tokens", "4100", "multiple")),
         (("--gpus", "0"), ("--gpus", "0", "1 or more")),
+        (("--optimizer.offload", "true", "--optimizer.state", "bf16"), ("optimizer.offload", "optimizer.state: bf16")),
+        (("--parallel.overlap_tensor", "true", "--parallel.sequence", "false"), ("parallel.overlap_tensor", "leave")),
         (("--pair", "2000,3000,0"), ("data.row_tokens", "4096", "7998", "raise it")),
         (("--pair", "1,2"), ("--pair", "1,2", "PROMPT,COMPLETION,COMMON")),
         (("--pair", "9,5,6"), ("--pair", "9,5,6", "at most COMPLETION")),
