@@ -32,9 +32,7 @@ def _trained(tree: dict, bucket_entries: int | None) -> list[dict]:
     ("model", "parallel", "ranks", "bucket_entries"),
     [
         ("tied", {"pipeline": 2}, 2, None),  # the shared weight always has a bucket of its own
-        ("tied", {"pipeline": 2}, 4, None),
         ("untied", {}, 2, 6000),
-        ("untied", {"tensor": 2}, 4, 3000),
     ],
 )
 def test_overlap_changes_nothing(
