@@ -33,7 +33,7 @@ SAMPLE_BYTES = 1 << 20
 
 # What turns tokens and weights into log-probabilities.
 LIBRARIES = ("torch", "megatron-core", "transformer-engine")
-PACKAGES = (models, logprobs, rows)
+SOURCES = (models, logprobs, rows)
 
 
 class References:
@@ -142,7 +142,7 @@ def named_precision(precision: PrecisionConfig) -> str:
 def code_fingerprint() -> str:
     """Of the libraries' versions and of the source files that compute log-probabilities."""
     digest = hashlib.sha256()
-    for package in PACKAGES:
+    for package in SOURCES:
         for path in sorted(Path(package.__path__[0]).glob("*.py")):
             digest.update(path.read_bytes())
     versions = installed_versions(LIBRARIES)
