@@ -69,7 +69,8 @@ class PeerWatch:
 
     def start(self) -> None:
         """Two threads: reading from a store whose host is gone may never return."""
-        self._heard = [time.monotonic()] * self._nodes
+        self._exchanged = time.monotonic()
+        self._heard = [self._exchanged] * self._nodes
         for work in (self._exchange, self._judge):
             threading.Thread(target=work, daemon=True, name="peer watch").start()
 
@@ -86,19 +87,27 @@ class PeerWatch:
                 beats = self._store.multi_get(names)
             except RuntimeError:  # the store's host is gone: nobody is heard from here on
                 return
-            now = time.monotonic()
+            exchanged = time.monotonic()
             for node, beat in enumerate(beats):
                 if beat != self._beats[node]:
-                    self._heard[node] = now
-            self._beats = beats
+                    self._heard[node] = exchanged
+            self._beats, self._exchanged = beats, exchanged
 
     def _judge(self) -> None:
         while not self._stopped.wait(self._beat_seconds / 4):
-            silent = [n for n, heard in enumerate(self._heard) if time.monotonic() - heard > self._silent_seconds]
-            if silent and not self._stopped.is_set():
-                who = "the node that hosts the store" if len(silent) == self._nodes else f"node {silent[0]}"
+            who = self._silent()
+            if who and not self._stopped.is_set():
                 self._lost(f"{who} has been silent for {self._silent_seconds:.0f} s; this run cannot go on without it")
                 return
+
+    def _silent(self) -> str | None:
+        """A node is judged by what the store last said: a store that says nothing tells nothing of the nodes."""
+        if time.monotonic() - self._exchanged > self._silent_seconds:
+            return "the node that hosts the store"
+        for node, heard in enumerate(self._heard):
+            if self._exchanged - heard > self._silent_seconds:
+                return f"node {node}"
+        return None
 
 
 def _end(message: str) -> None:
