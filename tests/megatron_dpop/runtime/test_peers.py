@@ -49,13 +49,13 @@ def _pair(port: int) -> tuple[Node, Node]:
     nodes = Node(port, 0), Node(port, 1)
     for node in nodes:
         node.watch.start()
-    time.sleep(1.5 * SILENT_SECONDS)
-    assert not nodes[0].lost + nodes[1].lost, "nodes that beat were taken for silent"
     return nodes
 
 
 def test_a_silent_node_is_named_by_the_other(host: tuple[subprocess.Popen[str], int]) -> None:
     here, other = _pair(host[1])
+    time.sleep(1.5 * SILENT_SECONDS)
+    assert not here.lost + other.lost, "nodes that beat were taken for silent"
     other.watch.stop()
     assert here.noticed.wait(10 * SILENT_SECONDS)
     assert here.lost[0].startswith("node 1 has been silent for 3 s; ")
@@ -66,6 +66,7 @@ def test_a_silent_node_is_named_by_the_other(host: tuple[subprocess.Popen[str], 
 def test_the_stores_host_is_missed_by_all(host: tuple[subprocess.Popen[str], int], end: signal.Signals) -> None:
     """A frozen host keeps its connections open: reading from its store does not return."""
     nodes = _pair(host[1])
+    time.sleep(3 * BEAT_SECONDS)
     os.kill(host[0].pid, end)
     for node in nodes:
         assert node.noticed.wait(10 * SILENT_SECONDS)
