@@ -81,6 +81,7 @@ def _updated(tree: dict) -> Result:
     metrics = StepMetrics(run.engine, run.inputs.loss, data.source.dataset)
     losses = [train_step(run.engine, data, metrics, Reruns(), step)["loss"] for step in range(STEPS)]
     rows = [[len(row) for row in run.train.plan(step).rows] for step in range(STEPS)]
+    run.engine.finish_parameter_gather()
     weights = {name: value.detach().numpy().copy() for name, value in run.engine.modules[0].named_parameters()}
     leave_model_parallel()
     return rows, weights, losses
