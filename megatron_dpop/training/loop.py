@@ -13,6 +13,7 @@ from megatron_dpop.runtime.stop import StoppedError, StopRequest, UnhealthyError
 from megatron_dpop.training.batches import StepData
 from megatron_dpop.training.complete import iteration_name
 from megatron_dpop.training.console import Console
+from megatron_dpop.training.delayed_scales import warm_scales
 from megatron_dpop.training.engine import Engine
 from megatron_dpop.training.heartbeat import Heartbeat
 from megatron_dpop.training.metrics import StepMetrics
@@ -69,6 +70,8 @@ class Loop:
         if dist.get_rank() == 0:
             self.recorder = Recorder(self.config, self.folder, self.wandb, first_step=first_step)
             self._heed(self.recorder.unheeded)
+        if first_step < steps:
+            warm_scales(self.engine, train.source, first_step)
         with self.console.progress(self.loss.name, steps, done=first_step) as bar:
             for step in range(first_step, steps):
                 validated: dict[str, float] = {}

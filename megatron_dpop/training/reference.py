@@ -22,6 +22,7 @@ from megatron_dpop.models.lora import adapters_off
 from megatron_dpop.rows.row import Row
 from megatron_dpop.runtime.stop import StopRequest
 from megatron_dpop.training.batches import ReferenceLogps, RowSource
+from megatron_dpop.training.delayed_scales import move_scales, warm_scales
 from megatron_dpop.training.engine import Engine
 from megatron_dpop.training.forward import logps_only, run_rows
 from megatron_dpop.training.non_finite import NonFiniteError, named
@@ -67,7 +68,10 @@ def compute_reference(
         examples = source.examples_of_step(step)
         if not covered[examples].all():
             with adapters_off(engine.adapters):
+                if (covered == before).all():
+                    warm_scales(engine, source, step)
                 results = run_rows(engine, source.rows(step, None), logps_only, forward_only=True)
+            move_scales(engine)
             for result in results:
                 if engine.reports:
                     _enter(table, result["row"], result["logps"].float().cpu(), covered)

@@ -111,7 +111,8 @@ def test_log_probabilities_are_those_of_fp32(name: str, world: Path, fp32: list[
     if "delayed" not in name and "overlapped" not in name:
         assert found[0]["reference/drift"] == 0.0
         assert found[0]["loss"] == pytest.approx(fp32[0]["loss"], abs=1e-6)
-    assert found[0]["grad_norm"] == pytest.approx(fp32[0]["grad_norm"], rel=3 * tolerance)
+    if "delayed" not in name:  # whose penalty acts where policy and reference differ
+        assert found[0]["grad_norm"] == pytest.approx(fp32[0]["grad_norm"], rel=3 * tolerance)
     # The second step shows that the first one moved the weights that were loaded.
     for key in ("logps/chosen", "logps/rejected"):
         assert found[1][key] == pytest.approx(fp32[1][key], rel=tolerance), key
