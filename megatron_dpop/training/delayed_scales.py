@@ -1,8 +1,8 @@
 """Scales of delayed FP8 where no training step has made them yet.
 
 Transformer Engine derives them from the largest values of earlier passes, but moves them on in passes with gradients
-alone. Without help a reference would be computed with scales of 1, the policy beside it with true ones, and the two
-would differ by several nats a completion before any training.
+alone. Without help a reference would be computed with scales of 1, which clip what is above 448 and leave most weights
+few bits, and the policy beside it with true ones.
 """
 
 from megatron_dpop.training.batches import RowSource
