@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ def _recorded(folder: Path) -> tuple[str, dict[int, dict[str, float]], list[str]
     """Run id, metrics by step, alerts."""
     pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     (path,) = folder.glob("*.wandb")
+    # wandb's own process writes the last of it a moment after the run's end.
+    deadline = time.monotonic() + 30
+    while not any(pb.Record.FromString(data).HasField("exit") for data in _records(path)):
+        assert time.monotonic() < deadline, f"{path} lacks its end"
+        time.sleep(0.05)
     history: dict[int, dict[str, float]] = {}
     run_id, alerts = "", []
     for data in _records(path):
