@@ -7,8 +7,9 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 
@@ -48,13 +49,18 @@ def tokenised(
             if not facts.is_file():
                 with replacing(tokens) as temporary, pyarrow.OSFile(str(temporary), "wb") as sink:
                     tally = build(recipe, sink, workers=workers, progress=progress)
-                write_json(facts, asdict(tally))  # last: its presence says that the tokens are whole
+                write_json(facts, _facts(tally))  # last: its presence says that the tokens are whole
     return StoredExamples(tokens), _tally(json.loads(facts.read_text(encoding="utf-8")))
 
 
-def _tally(facts: dict) -> Tally:
-    counters = {name: Counter(facts[name]) for name in ("dropped", "events")}
-    return Tally(facts["description"], facts["rows"], facts["examples"], **counters)
+def _facts(tally: Tally) -> dict[str, Any]:
+    """As JSON. (`dataclasses.asdict` would count a Counter's items instead of copying them.)"""
+    values = {field.name: getattr(tally, field.name) for field in fields(tally)}
+    return {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
+
+
+def _tally(facts: dict[str, Any]) -> Tally:
+    return Tally(**{name: Counter(value) if isinstance(value, dict) else value for name, value in facts.items()})
 
 
 @contextmanager
