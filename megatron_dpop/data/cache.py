@@ -60,7 +60,10 @@ def _facts(tally: Tally) -> dict[str, Any]:
 
 
 def _tally(facts: dict[str, Any]) -> Tally:
-    return Tally(**{name: Counter(value) if isinstance(value, dict) else value for name, value in facts.items()})
+    values: dict[str, Any] = {
+        name: Counter(value) if isinstance(value, dict) else value for name, value in facts.items()
+    }
+    return Tally(**values)
 
 
 @contextmanager
