@@ -3,7 +3,7 @@
 from typing import Any
 
 from checkpoint_convert.architectures.architecture import RopeScaling
-from checkpoint_convert.architectures.fields import Fields
+from checkpoint_convert.architectures.fields import Fields, Only
 
 DEFAULT_THETA = 10_000.0  # what transformers assumes where a config names none (Llama 1 and 2)
 
@@ -14,9 +14,9 @@ def read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     parameters.update(_table(fields, "rope_parameters"))
     theta = parameters.pop("rope_theta", None)
     if theta is None:
-        theta = fields.number("rope_theta", DEFAULT_THETA)
+        theta = DEFAULT_THETA if fields.get("rope_theta") is None else fields.number("rope_theta")
     fields.seen.add("rope_theta")
-    fields.require("partial_rotary_factor", (1.0,), "part of each head would keep its positions unrotated")
+    fields.require("partial_rotary_factor", Only((1.0,), "part of each head would keep its positions unrotated"))
     partial = parameters.pop("partial_rotary_factor", 1.0)
     if not isinstance(theta, int | float) or isinstance(theta, bool) or theta <= 0 or partial != 1.0:
         raise fields.error(
@@ -26,7 +26,8 @@ def read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
 
 
 def _table(fields: Fields, name: str) -> dict[str, Any]:
-    value = fields.raw(name, {})
+    value = fields.get(name)
+    value = {} if value is None else value
     if not isinstance(value, dict):
         raise fields.error(f"{name} is {value!r}", "it must be a table or null")
     return value

@@ -146,7 +146,7 @@ def test_what_is_not_supported_is_named(change: dict[str, Any], named: str, tmp_
     ("change", "named"),
     [
         ({"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 28}, "max_window_layers"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "max_window_layers"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
     ],
 )
 def test_mixed_windows_are_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
