@@ -1,9 +1,13 @@
-"""Tokenised sources on disk, keyed by everything that changes them; built once however many processes ask."""
+"""Tokenised sources on disk, keyed by everything that changes them; built once however many processes ask.
+
+What is kept is checked whenever it is read. Where it is damaged it is built anew, and a line says so.
+"""
 
 import fcntl
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +17,7 @@ from typing import Any
 
 import pyarrow
 
+from checkpoint_convert.digests import digest_bytes, digest_files
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.files import replacing, write_json
 
@@ -20,7 +25,11 @@ from .build import Recipe, Tally, build
 from .storage import StoredExamples
 from .tokenizer import tokenizer_fingerprint
 
-VERSION = 1  # of the stored layout and of the rules that make tokens from rows
+VERSION = 2  # of the stored layout and of the rules that make tokens from rows
+
+
+class _DamagedError(Exception):
+    """What is kept is not what was written."""
 
 
 def fingerprint(recipe: Recipe) -> str:
@@ -41,16 +50,73 @@ def tokenised(
     if folder is None:
         sink = pyarrow.BufferOutputStream()
         tally = build(recipe, sink, workers=workers, progress=progress)
-        return StoredExamples(sink.getvalue()), tally
-    tokens, facts = folder / f"{key[:32]}.arrow", folder / f"{key[:32]}.json"
-    if not facts.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f".{key[:32]}.lock"):
-            if not facts.is_file():
-                with replacing(tokens) as temporary, pyarrow.OSFile(str(temporary), "wb") as sink:
-                    tally = build(recipe, sink, workers=workers, progress=progress)
-                write_json(facts, _facts(tally))  # last: its presence says that the tokens are whole
-    return StoredExamples(tokens), _tally(json.loads(facts.read_text(encoding="utf-8")))
+        tokens = sink.getvalue()
+        return StoredExamples(tokens, digest_bytes(tokens)), tally
+    try:
+        return _kept_or_built(_Kept(folder, key), recipe, workers=workers, progress=progress)
+    except OSError as error:
+        place = Path(error.filename or os.devnull)
+        if not (place.is_relative_to(folder) or folder.is_relative_to(place)):
+            raise
+        raise UserError(
+            f"{error.filename}: the token cache cannot be used ({error.strerror}); let XDG_CACHE_HOME name a folder "
+            "that can be written"
+        ) from None
+
+
+def _kept_or_built(kept: "_Kept", recipe: Recipe, *, workers: int, progress: bool) -> tuple[StoredExamples, Tally]:
+    try:
+        found = kept.read()
+    except _DamagedError:
+        found = None  # whoever holds the lock looks again, and says so
+    if found is not None:
+        return found
+    with _locked(kept.lock):
+        try:
+            found = kept.read()
+        except _DamagedError as damage:
+            print(f"{kept.tokens}: is damaged ({damage}); tokenising {recipe.path} anew", file=sys.stderr)
+        if found is not None:
+            return found
+        with replacing(kept.tokens) as temporary:
+            with pyarrow.OSFile(str(temporary), "wb") as sink:
+                tally = build(recipe, sink, workers=workers, progress=progress)
+            digest = digest_files([temporary])[temporary]
+        kept.write_facts(tally, digest)
+        return StoredExamples(kept.tokens, digest), tally
+
+
+class _Kept:
+    """One source's tokens and, written last, the facts of them: their digest, and what became of the rows."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.tokens, self.facts = folder / f"{key[:32]}.arrow", folder / f"{key[:32]}.json"
+        self.lock = folder / f".{key[:32]}.lock"
+
+    def read(self) -> tuple[StoredExamples, Tally] | None:
+        """None where nothing is kept."""
+        try:
+            stored = json.loads(self.facts.read_bytes())
+            digest, facts = stored["tokens"], stored["facts"]
+            if stored["checksum"] != _checksum(digest, facts):
+                raise _DamagedError(f"{self.facts.name} does not fit its checksum")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, KeyError, TypeError):
+            raise _DamagedError(f"{self.facts.name} cannot be read") from None
+        if not self.tokens.is_file():
+            raise _DamagedError("it is missing")
+        if digest_files([self.tokens])[self.tokens] != digest:
+            raise _DamagedError("it does not fit its checksum")
+        return StoredExamples(self.tokens, digest), _tally(facts)
+
+    def write_facts(self, tally: Tally, digest: str) -> None:
+        facts = _facts(tally)
+        write_json(self.facts, {"tokens": digest, "facts": facts, "checksum": _checksum(digest, facts)})
+
+
+def _checksum(digest: str, facts: dict[str, Any]) -> str:
+    return digest_bytes(json.dumps([digest, facts], sort_keys=True).encode())
 
 
 def _facts(tally: Tally) -> dict[str, Any]:
@@ -69,6 +135,7 @@ def _tally(facts: dict[str, Any]) -> Tally:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds an exclusive lock on the file: one process builds while the others wait; a dead one's lock is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -75,7 +75,9 @@ class _Batch:
 class StoredExamples:
     """Random access to the examples of one source; tokens stay in the mapped file until they are asked for."""
 
-    def __init__(self, source: Path | pyarrow.Buffer) -> None:
+    def __init__(self, source: Path | pyarrow.Buffer, digest: str) -> None:
+        """`digest`: of the bytes of `source`, for whoever wants to know whether tokens are the same as before."""
+        self.digest = digest
         reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(source)) if isinstance(source, Path) else source)
         self._batches = [_Batch.of(reader.get_batch(index)) for index in range(reader.num_record_batches)]
         self._starts = np.concatenate([[0], np.cumsum([len(b.common_prefix_tokens) for b in self._batches])]).tolist()
