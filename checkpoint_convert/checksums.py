@@ -5,8 +5,9 @@ They find accidents, not forgers: who can write a checkpoint can write its check
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +25,65 @@ def crc32(data: bytes | bytearray | memoryview, value: int = 0) -> int:
     return int(zlib_ng.crc32(data, value))
 
 
+@dataclass(frozen=True)
+class Block:
+    """A part of a file that one thread, or one machine, hashes by itself."""
+
+    path: Path
+    start: int
+    num_bytes: int
+
+
 def file_digests(paths: Iterable[Path], *, workers: int | None = None) -> dict[Path, str]:
     """
     The digest of each file's every byte, by `ALGORITHM`, as 32 hexadecimal digits. Files, and the blocks of large
     files, are read in parallel (`workers`: None is one a core, at most 16) in 1 MiB of memory each. Raises OSError,
     also for a file that shrinks while it is read.
     """
-    sizes = {path: path.stat().st_size for path in paths}
-    blocks = [(path, start) for path, size in sizes.items() for start in range(0, size, BLOCK_BYTES)]
-    digests: dict[Path, list[bytes]] = {path: [] for path in sizes}
+    blocks = blocks_of(paths)
+    return joined(blocks, hash_blocks(blocks, workers=workers))
+
+
+def blocks_of(paths: Iterable[Path]) -> list[Block]:
+    """The parts of each file, in order; a file that is empty has one."""
+    blocks = []
+    for path in paths:
+        size = path.stat().st_size
+        starts = range(0, max(size, 1), BLOCK_BYTES)
+        blocks += [Block(path, start, min(BLOCK_BYTES, size - start)) for start in starts]
+    return blocks
+
+
+def hash_blocks(blocks: Sequence[Block], *, workers: int | None = None) -> list[bytes]:
     with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
-        lengths = [min(BLOCK_BYTES, sizes[path] - start) for path, start in blocks]
-        for (path, _), digest in zip(blocks, pool.map(_block_digest, blocks, lengths), strict=True):
-            digests[path].append(digest)
-    return {path: xxhash.xxh3_128_hexdigest(b"".join(parts)) for path, parts in digests.items()}
+        return list(pool.map(_block_hash, blocks))
 
 
-def _block_digest(block: tuple[Path, int], length: int) -> bytes:
-    path, start = block
-    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(_READ_BYTES))
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        while length:
-            count = file.readinto(buffer[:length])
+def joined(blocks: Sequence[Block], hashes: Sequence[bytes]) -> dict[Path, str]:
+    """Each file's digest from its blocks' hashes, whoever computed them."""
+    of_file: dict[Path, list[bytes]] = {}
+    for block, value in zip(blocks, hashes, strict=True):
+        of_file.setdefault(block.path, []).append(value)
+    return {path: digest(b"".join(values)) for path, values in of_file.items()}
+
+
+def digest(data: bytes | bytearray | memoryview) -> str:
+    """Of bytes in memory, which are not cut into blocks."""
+    return str(xxhash.xxh3_128_hexdigest(data))
+
+
+def _block_hash(block: Block) -> bytes:
+    state, buffer = xxhash.xxh3_128(), memoryview(bytearray(_READ_BYTES))
+    left = block.num_bytes
+    with open(block.path, "rb", buffering=0) as file:
+        file.seek(block.start)
+        while left:
+            count = file.readinto(buffer[:left])
             if not count:
-                raise OSError(None, "became shorter while it was read", str(path))
-            digest.update(buffer[:count])
-            length -= count
-    return digest.digest()
+                raise OSError(None, "became shorter while it was read", str(block.path))
+            state.update(buffer[:count])
+            left -= count
+    return bytes(state.digest())
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:

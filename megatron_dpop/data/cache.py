@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow
 
-from checkpoint_convert.digests import digest_bytes, digest_files
-from checkpoint_convert.errors import UserError
+from checkpoint_convert.checksums import digest, file_digests, seal, unseal
+from checkpoint_convert.errors import UserError, first_line
 from checkpoint_convert.files import replacing, write_json
 
 from .build import Recipe, Tally, build
@@ -51,7 +51,7 @@ def tokenised(
         sink = pyarrow.BufferOutputStream()
         tally = build(recipe, sink, workers=workers, progress=progress)
         tokens = sink.getvalue()
-        return StoredExamples(tokens, digest_bytes(tokens)), tally
+        return StoredExamples(tokens, digest(tokens)), tally
     try:
         return _kept_or_built(_Kept(folder, key), recipe, workers=workers, progress=progress)
     except OSError as error:
@@ -81,9 +81,9 @@ def _kept_or_built(kept: "_Kept", recipe: Recipe, *, workers: int, progress: boo
         with replacing(kept.tokens) as temporary:
             with pyarrow.OSFile(str(temporary), "wb") as sink:
                 tally = build(recipe, sink, workers=workers, progress=progress)
-            digest = digest_files([temporary])[temporary]
-        kept.write_facts(tally, digest)
-        return StoredExamples(kept.tokens, digest), tally
+            tokens = file_digests([temporary])[temporary]
+        kept.write_facts(tally, tokens)
+        return StoredExamples(kept.tokens, tokens), tally
 
 
 class _Kept:
@@ -96,27 +96,19 @@ class _Kept:
     def read(self) -> tuple[StoredExamples, Tally] | None:
         """None where nothing is kept."""
         try:
-            stored = json.loads(self.facts.read_bytes())
-            digest, facts = stored["tokens"], stored["facts"]
-            if stored["checksum"] != _checksum(digest, facts):
-                raise _DamagedError(f"{self.facts.name} does not fit its checksum")
+            stored = unseal(json.loads(self.facts.read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, KeyError, TypeError):
-            raise _DamagedError(f"{self.facts.name} cannot be read") from None
+        except (ValueError, AttributeError) as damage:
+            raise _DamagedError(f"{self.facts.name}: {first_line(damage)}") from None
         if not self.tokens.is_file():
             raise _DamagedError("it is missing")
-        if digest_files([self.tokens])[self.tokens] != digest:
+        if file_digests([self.tokens])[self.tokens] != stored["tokens"]:
             raise _DamagedError("it does not fit its checksum")
-        return StoredExamples(self.tokens, digest), _tally(facts)
+        return StoredExamples(self.tokens, stored["tokens"]), _tally(stored["facts"])
 
-    def write_facts(self, tally: Tally, digest: str) -> None:
-        facts = _facts(tally)
-        write_json(self.facts, {"tokens": digest, "facts": facts, "checksum": _checksum(digest, facts)})
-
-
-def _checksum(digest: str, facts: dict[str, Any]) -> str:
-    return digest_bytes(json.dumps([digest, facts], sort_keys=True).encode())
+    def write_facts(self, tally: Tally, tokens: str) -> None:
+        write_json(self.facts, seal({"tokens": tokens, "facts": _facts(tally)}))
 
 
 def _facts(tally: Tally) -> dict[str, Any]:

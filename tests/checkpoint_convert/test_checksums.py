@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint_convert import checksums
-from checkpoint_convert.checksums import crc32, file_digests, seal, unseal
+from checkpoint_convert.checksums import blocks_of, crc32, file_digests, hash_blocks, joined, seal, unseal
 
 
 def test_a_digest_depends_on_every_byte_and_on_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +27,19 @@ def test_a_digest_depends_on_every_byte_and_on_nothing_else(tmp_path: Path, monk
     assert file_digests([same])[same] != found[one], "blocks have an order"
     same.write_bytes(content[:3000])
     assert file_digests([same])[same] != found[one]
+
+
+def test_blocks_may_be_hashed_by_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checksums, "BLOCK_BYTES", 1000)
+    files = [tmp_path / str(size) for size in (0, 1, 2000, 4321)]
+    for path in files:
+        path.write_bytes(random.Random(0).randbytes(int(path.name)))
+    blocks = blocks_of(files)
+    assert len(blocks) == 1 + 1 + 2 + 5
+    hashes = [b""] * len(blocks)
+    for rank in range(3):
+        hashes[rank::3] = hash_blocks(blocks[rank::3])
+    assert joined(blocks, hashes) == file_digests(files)
 
 
 def test_the_quick_crc_is_zlibs() -> None:
