@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from .records import Record
+from .records import Completion, Record
 
 Kind = Literal["pair", "single", "group", "sft"]
 KINDS: tuple[Kind, ...] = ("pair", "single", "group", "sft")
@@ -62,5 +62,5 @@ def _best_and_worst(record: Record) -> Record | str:
     return replace(record, completions=(chosen, rejected), preferred=(True, False), scores=None)
 
 
-def _only(record: Record, completion: str, preferred: bool) -> Record:
+def _only(record: Record, completion: Completion, preferred: bool) -> Record:
     return replace(record, completions=(completion,), preferred=(preferred,), scores=None)

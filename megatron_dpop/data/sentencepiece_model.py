@@ -81,15 +81,23 @@ class SentencePieceModel:
         return {self._head.id_to_piece(i): i for i in range(self._head.get_piece_size())}
 
     def apply_chat_template(
-        self, messages: list, *, chat_template: str, tokenize: bool, add_generation_prompt: bool
+        self,
+        messages: list,
+        *,
+        chat_template: str,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        tools: list | None = None,
+        **arguments: Any,
     ) -> str:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         assert not tokenize
         rendered, _ = render_jinja_template(
-            conversations=[messages],
+            conversations=[[{k: v for k, v in message.items() if v is not None} for message in messages]],
+            tools=tools,
             chat_template=chat_template,
             add_generation_prompt=add_generation_prompt,
-            **{name: token or "" for name, token in self.special_tokens_map.items()},
+            **{name: token or "" for name, token in self.special_tokens_map.items()} | arguments,
         )
         return str(rendered[0])

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from .records import BadRowError, Message, Record
+from .records import BadRowError, Completion, Prompt, Record, text_of_content
 from .tokenizer import TextTokenizer
 
 TooLong = Literal["stop", "drop", "truncate_prompt"]
@@ -54,14 +55,18 @@ def _texts(record: Record, tokenizer: TextTokenizer) -> tuple[str, list[str]]:
     if tokenizer.is_plain:
         prompt = plain_prompt(record.prompt)
         end = tokenizer.end_text
-        return prompt, [prompt + text.removesuffix(end) + end for text in record.completions]
+        return prompt, [prompt + plain_answer(text).removesuffix(end) + end for text in record.completions]
     if record.plain_only:
         raise BadRowError("has no prompt of its own; add a `prompt` column, or set data.chat_template to 'none'")
     prompt_text = record.prompt
     messages = ({"role": "user", "content": prompt_text},) if isinstance(prompt_text, str) else prompt_text
-    prompt = tokenizer.render(messages, ask=True)
-    answers = [[*messages, {"role": "assistant", "content": text}] for text in record.completions]
-    return prompt, [tokenizer.render(answer, ask=False) for answer in answers]
+    render = partial(tokenizer.render, tools=record.tools, arguments=record.template_kwargs)
+    prompt = render(messages, ask=True)
+    answers = [
+        ({"role": "assistant", "content": answer},) if isinstance(answer, str) else answer
+        for answer in record.completions
+    ]
+    return prompt, [render((*messages, *answer), ask=False) for answer in answers]
 
 
 def _encode(texts: Sequence[tuple[str, list[str]]], tokenizer: TextTokenizer) -> Iterator[list[list[int]]]:
@@ -84,12 +89,20 @@ def _encode(texts: Sequence[tuple[str, list[str]]], tokenizer: TextTokenizer) ->
         yield [head + next(ids) for _ in range(count)]
 
 
-def plain_prompt(prompt: str | tuple[Message, ...]) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) > 1:
-        raise BadRowError("`prompt` is a conversation, which plain text cannot hold; use a chat template")
-    return prompt[0]["content"]
+def plain_prompt(prompt: Prompt) -> str:
+    return _only_text(prompt, "`prompt` is a conversation")
+
+
+def plain_answer(completion: Completion) -> str:
+    return _only_text(completion, "a completion has several turns, tool calls or reasoning")
+
+
+def _only_text(messages: Prompt | Completion, what: str) -> str:
+    if isinstance(messages, str):
+        return messages
+    if len(messages) > 1 or len(messages[0]) > 2:
+        raise BadRowError(f"{what}, which plain text cannot hold; use a chat template")
+    return text_of_content(messages[0]["content"])
 
 
 def _join(record: Record, texts: tuple[str, list[str]], ids: list[list[int]], tokenizer: TextTokenizer) -> Tokenised:

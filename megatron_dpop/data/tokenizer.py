@@ -3,7 +3,7 @@
 import hashlib
 import importlib.metadata
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,14 @@ class TextTokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def render(self, messages: Sequence[Message], *, ask: bool) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        ask: bool,
+        tools: Sequence[dict[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
         """The conversation as text; with `ask` it ends where the assistant is to begin.
 
         BadRowError: the template refuses the conversation.
@@ -96,7 +103,12 @@ class TextTokenizer:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    list(messages), chat_template=self.template, tokenize=False, add_generation_prompt=ask
+                    list(messages),
+                    tools=None if tools is None else list(tools),
+                    chat_template=self.template,
+                    tokenize=False,
+                    add_generation_prompt=ask,
+                    **(arguments or {}),
                 )
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:

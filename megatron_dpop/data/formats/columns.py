@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..records import BadRowError, Message, Prompt, kind_of, messages_of, text_of
+from ..records import BadRowError, Completion, Message, Prompt, answer_of, kind_of, messages_of, text_of
 
 Row = Mapping[str, Any]
 
@@ -29,14 +29,9 @@ def prompt_of(row: Row, name: str, system_name: str | None = None) -> Prompt:
     return (lead, {"role": "user", "content": prompt}) if isinstance(prompt, str) else (lead, *prompt)
 
 
-def completion_of(value: Any, name: str) -> str:
-    """A completion's text: a string, or the one assistant message of a list."""
-    if not isinstance(value, list):
-        return text_of(value, name)
-    messages = messages_of(value, name)
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        raise BadRowError(f"`{name}` must be one assistant message; it has {len(messages)}")
-    return messages[0]["content"]
+def completion_of(value: Any, name: str) -> Completion:
+    """A completion: a string, or the assistant's messages in a list."""
+    return answer_of(messages_of(value, name)) if isinstance(value, list) else text_of(value, name)
 
 
 def list_of(row: Row, name: str) -> list[Any]:

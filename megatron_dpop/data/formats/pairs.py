@@ -1,6 +1,6 @@
 """Pairs: a chosen and a rejected completion, with the prompt beside them or within."""
 
-from ..records import BadRowError, Message, Record, check_record, messages_of, text_of
+from ..records import BadRowError, Message, Record, answer_of, check_record, messages_of, text_of
 from .columns import Row, column, completion_of, prompt_of, text
 
 NAMES = ("chosen", "rejected")
@@ -60,7 +60,7 @@ def _pair_of_conversations(chosen: tuple[Message, ...], rejected: tuple[Message,
             )
     if not shared:
         raise BadRowError("`chosen` and `rejected` share no prompt")
-    completions = chosen[-1]["content"], rejected[-1]["content"]
+    completions = answer_of(chosen[-1:]), answer_of(rejected[-1:])
     return [check_record(Record(chosen[:shared], completions, (True, False)), NAMES)]
 
 

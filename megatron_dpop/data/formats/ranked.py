@@ -1,10 +1,10 @@
 """Several completions of one prompt, rated or ranked."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ..read_rows import Row as NumberedRow
-from ..records import BadRowError, Record, check_record, kind_of, text_of
+from ..records import BadRowError, Completion, Record, check_record, identity, kind_of, text_of
 from .columns import Row, completion_of, list_of, number_of, prompt_of
 
 COMPLETIONS = ("responses", "completions", "answers", "candidates", "generations")
@@ -43,18 +43,20 @@ def rated_entries(row: Row) -> list[Record]:
     return [_ranked(row, name, texts, scores)]
 
 
-def _ranked(row: Row, name: str, texts: list[str], scores: list[float]) -> Record:
+def _ranked(row: Row, name: str, texts: Sequence[Completion], scores: list[float]) -> Record:
     """Repeated completions are one, with its best score: models often give the same short answer twice."""
     if not texts:
         raise BadRowError(f"`{name}` is an empty list; completions are needed")
+    keys = [identity(completion) for completion in texts]
     best_of: dict[str, float] = {}
-    for completion, score in zip(texts, scores, strict=True):
-        best_of[completion] = max(score, best_of.get(completion, score))
-    kept, ranks = tuple(best_of), tuple(best_of.values())
+    for key, score in zip(keys, scores, strict=True):
+        best_of[key] = max(score, best_of.get(key, score))
+    first_of = [keys.index(key) for key in best_of]
+    kept, ranks = tuple(texts[index] for index in first_of), tuple(best_of.values())
     top = max(ranks)
     prompt = prompt_of(row, "prompt" if "prompt" in row else "instruction", "system")
     record = Record(prompt, kept, tuple(score == top for score in ranks), ranks)
-    return check_record(record, [f"{name}[{texts.index(completion)}]" for completion in kept])
+    return check_record(record, [f"{name}[{index}]" for index in first_of])
 
 
 def grouped(rows: Iterable[NumberedRow]) -> Iterator[NumberedRow]:

@@ -1,6 +1,6 @@
 """One completion a row: a label that says good or bad, or a demonstration to imitate."""
 
-from ..records import BadRowError, Message, Record, check_record, kind_of, messages_of
+from ..records import BadRowError, Message, Record, answer_of, check_record, kind_of, messages_of
 from .columns import Row, column, completion_of, label_of, list_of, prompt_of, text
 
 _SHAREGPT_ROLES = {
@@ -90,7 +90,7 @@ def _every_answer(turns: tuple[Message, ...], name: str) -> list[Record]:
         if turn["role"] == "assistant":
             if index == 0:
                 raise BadRowError(f"roles out of order: `{name}` begins with the assistant")
-            record = Record(turns[:index], (turn["content"],), (True,))
+            record = Record(turns[:index], (answer_of((turn,)),), (True,))
             records.append(check_record(record, (f"{name}[{index}]",)))
     if not records:
         raise BadRowError(f"`{name}` has no assistant message to learn")

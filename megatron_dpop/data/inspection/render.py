@@ -7,7 +7,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..records import BadRowError, Prompt, Record
+from ..records import BadRowError, Record, readable
 from ..tokenise import common_prefix_tokens, tokenise
 from ..tokenizer import TextTokenizer
 from .report import LOW_EDIT_DISTANCE, Report
@@ -88,9 +88,9 @@ def _lengths(report: Report) -> Table:
 
 def _sample(record: Record, tokenizer: TextTokenizer | None) -> Panel:
     if tokenizer is None:
-        parts: list[Text] = [Text(_visible(_prompt_text(record.prompt)), style="dim")]
+        parts: list[Text] = [Text(_visible(readable(record.prompt)), style="dim")]
         for completion, good in zip(record.completions, record.preferred, strict=True):
-            parts += [_heading(good, ""), Text(_visible(completion))]
+            parts += [_heading(good, ""), Text(_visible(readable(completion)))]
         return Panel(Group(*parts), title="sample (give a tokenizer to see its tokens)", title_align="left")
     tokens = tokenise([record], tokenizer, max_tokens=2**31, too_long="stop")[0]
     assert tokens is not None
@@ -122,12 +122,6 @@ def _pieces(ids: Sequence[int], tokenizer: TextTokenizer) -> Iterator[tuple[int,
         start, before = end, text
         if len(before) > _LONGEST_SHOWN_CHARACTERS:
             return
-
-
-def _prompt_text(prompt: Prompt) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def _visible(text: str) -> str:

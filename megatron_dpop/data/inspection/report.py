@@ -18,7 +18,7 @@ from ..formats.ranked import grouped
 from ..kinds import Kind, as_kind, can_be, rule_text
 from ..progress import track
 from ..read_rows import read_rows
-from ..records import BadRowError, Prompt, Record, located
+from ..records import BadRowError, Prompt, Record, located, readable, text_of_content
 from ..tokenise import Tokenised, common_prefix_tokens, tokenise
 from ..tokenizer import TextTokenizer
 
@@ -181,13 +181,14 @@ def _add(
 
 
 def _count(tally: _Tally, record: Record, tokens: Tokenised | None, max_tokens: int | None) -> None:
+    texts = [readable(completion) for completion in record.completions]
     if tokens is not None:
         prompt, completions = len(tokens.prompt), [len(entry) for entry in tokens.completions]
         shared = common_prefix_tokens(tokens.completions)
         tally.events.update(tokens.events)
     else:
-        prompt, completions = len(_text(record.prompt)), [len(entry) for entry in record.completions]
-        shared = _common_characters(record.completions)
+        prompt, completions = len(readable(record.prompt)), [len(text) for text in texts]
+        shared = _common_characters(texts)
     whole = prompt + max(completions)
     tally.over += max_tokens is not None and whole > max_tokens
     tally.lengths["prompt"].append(prompt)
@@ -200,10 +201,10 @@ def _count(tally: _Tally, record: Record, tokens: Tokenised | None, max_tokens: 
         tally.shared += shared * len(completions)
         tally.completion_units += sum(completions)
     if is_pair:
-        tally.distances.append(normalised_edit_distance(*record.completions))
+        tally.distances.append(normalised_edit_distance(*texts))
     prompt_key = prompt_hash(record.prompt)
     tally.prompts[prompt_key] += 1
-    key = hashlib.sha256(prompt_key + "\0".join(record.completions).encode()).digest()[:16]
+    key = hashlib.sha256(prompt_key + "\0".join(texts).encode()).digest()[:16]
     tally.duplicates += key in tally.seen
     tally.seen.add(key)
 
@@ -217,14 +218,8 @@ def prompt_hashes(path: Path) -> set[bytes]:
 def prompt_hash(prompt: Prompt) -> bytes:
     """16 bytes that tell prompts apart; a single user message and the same plain text are one prompt."""
     if not isinstance(prompt, str) and len(prompt) == 1:
-        prompt = prompt[0]["content"]
-    return hashlib.sha256(_text(prompt).strip().encode()).digest()[:16]
-
-
-def _text(prompt: Prompt) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+        prompt = text_of_content(prompt[0]["content"])
+    return hashlib.sha256(readable(prompt).strip().encode()).digest()[:16]
 
 
 def _common_characters(texts: Sequence[str]) -> int:
