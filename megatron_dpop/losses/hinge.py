@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
-from megatron_dpop.losses.hyperparameters import Validated, number
+from megatron_dpop.losses.hyperparameters import number
+from megatron_dpop.losses.likelihood import PairHyperparameters
 from megatron_dpop.losses.pairs import log_ratios, pair_metrics, split_pairs
 
 
 @dataclass(frozen=True)
-class HingeHyperparameters(Validated):
+class HingeHyperparameters(PairHyperparameters):
     """beta: the reciprocal of the margin in nats."""
 
     beta: float = number(0.1, above=0)

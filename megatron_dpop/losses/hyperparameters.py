@@ -13,14 +13,18 @@ from checkpoint_convert.errors import UserError
 
 @dataclass(frozen=True)
 class NumberRule:
-    """A finite number in a range; `above` and `below` exclude their end, `at_least` includes it."""
+    """A finite number in a range; `above` and `below` exclude their end, `at_least` and `at_most` include it."""
 
     above: float | None = None
     at_least: float | None = None
     below: float | None = None
+    at_most: float | None = None
+    is_optional: bool = False  # null is allowed too
 
-    def read(self, where: str, value: object) -> float:
-        """The value as a float; UserError names `where` and the range if it does not fit."""
+    def read(self, where: str, value: object) -> float | None:
+        """Returns the value as a float; UserError names `where` and the range if it does not fit."""
+        if value is None and self.is_optional:
+            return None
         number = _as_float(value)
         if number is None or not math.isfinite(number) or not self._holds(number):
             raise UserError(f"{where} is {value!r}; give {self.describe()}")
@@ -31,12 +35,14 @@ class NumberRule:
             (self.above is None or number > self.above)
             and (self.at_least is None or number >= self.at_least)
             and (self.below is None or number < self.below)
+            and (self.at_most is None or number <= self.at_most)
         )
 
     def describe(self) -> str:
         """For example "a number > 0"."""
-        bounds = ((">", self.above), (">=", self.at_least), ("<", self.below))
-        return "a number " + " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+        bounds = ((">", self.above), (">=", self.at_least), ("<", self.below), ("<=", self.at_most))
+        limits = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+        return f"a number {limits}{' or null' if self.is_optional else ''}"
 
 
 @dataclass(frozen=True)
@@ -53,15 +59,16 @@ class ChoiceRule:
 
 
 def number(
-    default: float,
+    default: float | None,
     *,
     key: str | None = None,
     above: float | None = None,
     at_least: float | None = None,
     below: float | None = None,
+    at_most: float | None = None,
 ) -> Any:
-    """A numeric field; `key` is its name in the config where Python reserves the word."""
-    rule = NumberRule(above=above, at_least=at_least, below=below)
+    """A numeric field; `key` is its name in the config where Python reserves the word, and null a default of None."""
+    rule = NumberRule(above, at_least, below, at_most, is_optional=default is None)
     return field(default=default, metadata={"rule": rule, "key": key})
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
-from megatron_dpop.losses.hyperparameters import Validated, choice, number
+from megatron_dpop.losses.hyperparameters import choice, number
+from megatron_dpop.losses.likelihood import PairHyperparameters
 from megatron_dpop.losses.pairs import log_ratios, mean_pairs, pair_metrics, scaled_pairs, split_pairs
 
 
 @dataclass(frozen=True)
-class IpoHyperparameters(Validated):
+class IpoHyperparameters(PairHyperparameters):
     """beta: the paper's tau; reduction: how a completion's token log-probabilities are combined."""
 
     beta: float = number(0.1, above=0)

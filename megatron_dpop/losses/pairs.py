@@ -47,6 +47,12 @@ def log_ratios(batch: CompletionBatch) -> Tensor:
     return batch.logps - batch.reference_logps
 
 
+def ratio_pairs(batch: CompletionBatch, average: str) -> Pairs:
+    """Returns log pi/ref of both sides: summed over tokens, or for `average` "tokens" divided by their number."""
+    ratios = log_ratios(batch)
+    return mean_pairs(batch, ratios) if average == "tokens" else split_pairs(ratios, batch.preferred)
+
+
 def pair_metrics(batch: CompletionBatch, rewards: Pairs) -> dict[str, Tensor]:
     """TRL's metrics, one value per pair; those that need a reference are left out where there is none."""
     policy = policy_pairs(batch)

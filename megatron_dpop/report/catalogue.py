@@ -73,6 +73,7 @@ METRICS = (
     Metric("perf/model_tflops_per_device", "Model FLOPs per device", unit="TFLOP/s", zero=""),
     Metric("perf/mfu", "Model FLOP utilisation", style="percent"),
     Metric("perf/peak_memory_bytes", "Peak memory of a process", style="bytes", zero=""),
+    Metric("nll_loss", "Likelihood term", "Of a token of the chosen answer, before its weight", unit="nats"),
     Metric("cpo/nll", "CPO likelihood term", "Before its weight", unit="nats"),
     Metric("kto/kl", "KTO reference point", "The step's constant", unit="nats", zero=""),
     Metric("sft/nll_per_token", "Loss of a token", "Mean over an example's completion", unit="nats"),

@@ -77,9 +77,9 @@ class Loop:
                 validated: dict[str, float] = {}
                 if validation and held_out and self._validates_at(step):
                     same = step == 0 and self._starts_as_reference()
-                    validated = validate(validation, held_out, step, policy_is_reference=same)
+                    validated = validate(validation, held_out, step, progress=step / steps, policy_is_reference=same)
                     torch.cuda.empty_cache()  # as after the reference pass
-                trained = train_step(self.engine, train, trained_on, self.reruns, step)
+                trained = train_step(self.engine, train, trained_on, self.reruns, step, progress=step / steps)
                 values = {**trained, **validated}
                 logged = step % self.config.logging.every == 0
                 if logged or validated:
@@ -92,7 +92,7 @@ class Loop:
                 if self.stop.agreed and step + 1 < steps:
                     self._leave(step + 1)
         if validation and held_out:
-            self._write({"step": steps, **validate(validation, held_out, steps)})
+            self._write({"step": steps, **validate(validation, held_out, steps, progress=1.0)})
         self._close()
 
     def _leave(self, done: int) -> None:

@@ -1,5 +1,7 @@
 """Means over all examples of a step, whatever ranks and rows they were on: sums and counts, reduced once."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,12 +35,15 @@ class StepMetrics:
             prefix + name for prefix in ("", *(f"source/{name}/" for name in self.sources)) for name in self.loss_names
         ]
 
-    def row_loss(self, row: RowBatch, logps: Tensor, *, kl: Tensor | None = None) -> tuple[Tensor, int, dict[str, Any]]:
-        """The `RowLoss` of training and validation."""
+    def row_loss(
+        self, row: RowBatch, logps: Tensor, *, kl: Tensor | None = None, progress: float = 0.0
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """The `RowLoss` of training and validation; `progress` is the share of the run's steps that were taken."""
         batch = row.completions(logps)
-        output = self.loss(batch, kl=kl)
+        loss = partial(self.loss, kl=kl, progress=progress)
+        output = loss(batch)
         collected = {
-            "sums": torch.cat([self._sums(output), *self._source_sums(row, batch, kl)]),
+            "sums": torch.cat([self._sums(output), *self._source_sums(row, batch, loss)]),
             "drift": _drift(row, logps.detach()),
             **non_finite(row, output.losses.detach()),
         }
@@ -75,13 +80,15 @@ class StepMetrics:
         counts = torch.tensor([metrics[name].numel() for name in self.loss_names], dtype=torch.float64)
         return torch.stack((sums, counts.to(sums.device, non_blocking=True)), dim=1)
 
-    def _source_sums(self, row: RowBatch, batch: CompletionBatch, kl: Tensor | None) -> list[Tensor]:
+    def _source_sums(
+        self, row: RowBatch, batch: CompletionBatch, loss: Callable[[CompletionBatch], LossOutput]
+    ) -> list[Tensor]:
         source = self.dataset.source_index[row.row.example_ids]
         found = []
         for index in range(len(self.sources)):
             kept = source == index
             if kept.any():
-                found.append(self._sums(self.loss(of_examples(batch, row.row.sequence_example, kept), kl=kl)))
+                found.append(self._sums(loss(of_examples(batch, row.row.sequence_example, kept))))
             else:
                 found.append(torch.zeros(len(self.loss_names), 2, dtype=torch.float64, device=batch.logps.device))
         return found

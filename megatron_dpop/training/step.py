@@ -18,8 +18,12 @@ from megatron_dpop.training.reruns import Reruns
 from megatron_dpop.training.speed import speed_metrics
 
 
-def train_step(engine: Engine, data: StepData, metrics: StepMetrics, reruns: Reruns, step: int) -> dict[str, Any]:
+def train_step(
+    engine: Engine, data: StepData, metrics: StepMetrics, reruns: Reruns, step: int, *, progress: float = 0.0
+) -> dict[str, Any]:
     """Trains on one step's examples; returns its metrics, measured before the update.
+
+    `progress` is the share of the run's steps that were taken, for losses with a schedule.
 
     Raises NonFiniteError, on all ranks and before any weight is touched, where a loss is not a finite number.
     """
@@ -28,7 +32,7 @@ def train_step(engine: Engine, data: StepData, metrics: StepMetrics, reruns: Rer
     for _ in reruns.attempts():
         engine.zero_gradients()
         seed_dropout(engine.adapters, engine.groups, seed=source.seed, step=step)
-        row_loss = partial(metrics.row_loss, kl=step_kl(data, step, when=f"step {step}"))
+        row_loss = partial(metrics.row_loss, kl=step_kl(data, step, when=f"step {step}"), progress=progress)
         collected = run_rows(engine, data.rows(step), row_loss, forward_only=False)
         values = metrics.reduce(collected)
         reruns.judge(values["loss"])

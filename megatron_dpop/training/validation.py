@@ -17,7 +17,9 @@ def validation_steps(source: RowSource) -> int:
     return -(-len(source) // source.batch)
 
 
-def validate(data: StepData, metrics: StepMetrics, step: int, *, policy_is_reference: bool = False) -> dict[str, float]:
+def validate(
+    data: StepData, metrics: StepMetrics, step: int, *, progress: float = 0.0, policy_is_reference: bool = False
+) -> dict[str, float]:
     """Means over the whole dataset, named `validation/...`, of the weights that have taken `step` steps.
 
     Where the policy is the reference, its log-probabilities are the cached ones and no forward pass is needed.
@@ -30,9 +32,9 @@ def validate(data: StepData, metrics: StepMetrics, step: int, *, policy_is_refer
         rows = data.rows(batch)
         if policy_is_reference:
             kl = torch.zeros((), device=engine.device) if data.mismatched else None
-            collected += [metrics.row_loss(row, row.reference_tensor(), kl=kl)[2] for row in rows]
+            collected += [metrics.row_loss(row, row.reference_tensor(), kl=kl, progress=progress)[2] for row in rows]
         else:
-            row_loss = partial(metrics.row_loss, kl=step_kl(data, batch, when=when))
+            row_loss = partial(metrics.row_loss, kl=step_kl(data, batch, when=when), progress=progress)
             collected += run_rows(engine, rows, row_loss, forward_only=True)
     means = metrics.reduce(collected)
     if not math.isfinite(means["loss"]):

@@ -94,6 +94,9 @@ def _losses() -> str:
             words = isinstance(rule, ChoiceRule)
             allowed = " or ".join(f"`{word}`" for word in rule.words) if words else rule.describe()
             lines.append(f"| `{name}` | `loss.{config_key(item)}` | {allowed} | {_value(item.default)} |")
+    lines.append(
+        "| `sum` | `loss.terms` | list of `{name, weight, ...}`: pair losses, their weights, their keys | required |"
+    )
     return "\n".join([*lines, ""])
 
 

@@ -10,6 +10,7 @@ from megatron_dpop.logprobs.vocab_parallel import vocab_parallel_linear_logprobs
 from megatron_dpop.losses.contract import CompletionBatch
 from megatron_dpop.losses.kto import kl_estimate
 from megatron_dpop.losses.registry import build_loss
+from tests.megatron_dpop.losses.batches import random_pairs
 
 trl = pytest.importorskip("trl")
 
@@ -77,36 +78,27 @@ def interleave(values: torch.Tensor) -> torch.Tensor:
     return torch.stack(values.chunk(2)).t().reshape(-1)
 
 
-@pytest.mark.parametrize(
-    ("trl_loss", "section"),
-    [
-        ("sigmoid", {"name": "dpo"}),
-        ("ipo", {"name": "ipo", "reduction": "mean"}),
-        ("hinge", {"name": "hinge"}),
-    ],
-)
-def test_pair_losses_equal_trls(tmp_path, tokenizer, trl_loss, section):
+@pytest.fixture(scope="module")
+def dpo_step(tmp_path_factory, tokenizer):
+    """TRL's trainer with one batch, and our log-probabilities of the same models and batch."""
     model, reference = tiny_llama(1), tiny_llama(2)
-    dataset = Dataset.from_dict({"prompt": PROMPTS, "chosen": CHOSEN, "rejected": REJECTED})
     trainer = trl.DPOTrainer(
         model=model,
         ref_model=reference,
-        args=trl.DPOConfig(loss_type=[trl_loss], **arguments(tmp_path)),
-        train_dataset=dataset,
+        args=trl.DPOConfig(**arguments(tmp_path_factory.mktemp("dpo"))),
+        train_dataset=Dataset.from_dict({"prompt": PROMPTS, "chosen": CHOSEN, "rejected": REJECTED}),
         processing_class=tokenizer,
     )
     inputs = next(iter(trainer.get_train_dataloader()))
-    expected = trainer.compute_loss(trainer.model, inputs)
-    metrics = trainer._metrics["train"]
-
     columns = inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"]
     policy_model = trainer.accelerator.unwrap_model(trainer.model)
-    policy_logps, lengths = our_logps(policy_model, *columns)
-    with torch.no_grad():
-        reference_logps, _ = our_logps(reference, *columns)
-    pairs = len(PROMPTS)
-    output = build_loss({**section, "beta": BETA})(
-        CompletionBatch(
+
+    def batch() -> CompletionBatch:
+        policy_logps, lengths = our_logps(policy_model, *columns)
+        with torch.no_grad():
+            reference_logps, _ = our_logps(reference, *columns)
+        pairs = len(PROMPTS)
+        return CompletionBatch(
             logps=interleave(policy_logps),
             reference_logps=interleave(reference_logps),
             lengths=interleave(lengths),
@@ -114,16 +106,103 @@ def test_pair_losses_equal_trls(tmp_path, tokenizer, trl_loss, section):
             preferred=torch.tensor([True, False] * pairs),
             num_examples=pairs,
         )
-    )
-    assert output.losses.mean().item() == pytest.approx(expected.item(), rel=1e-5)
+
+    return trainer, inputs, batch, list(policy_model.parameters())
+
+
+SUM = {
+    "name": "sum",
+    "terms": [{"name": "dpo", "weight": 0.8, "beta": BETA}, {"name": "bco", "weight": 0.2, "beta": BETA}],
+}
+
+
+@pytest.mark.parametrize(
+    ("trl_losses", "section", "settings"),
+    [
+        (["sigmoid"], {"name": "dpo", "beta": BETA}, {}),
+        (["sigmoid_norm"], {"name": "dpo", "beta": BETA, "average": "tokens"}, {}),
+        (["ipo"], {"name": "ipo", "beta": BETA, "reduction": "mean"}, {}),
+        (["hinge"], {"name": "hinge", "beta": BETA}, {}),
+        (["robust"], {"name": "robust", "beta": BETA, "label_smoothing": 0.2}, {"label_smoothing": 0.2}),
+        (["exo_pair"], {"name": "exo", "beta": BETA, "label_smoothing": 1e-3}, {"label_smoothing": 1e-3}),
+        (["discopop"], {"name": "discopop", "beta": BETA, "tau": 0.05}, {}),
+        (["apo_zero"], {"name": "apo_zero", "beta": BETA}, {}),
+        (["apo_down"], {"name": "apo_down", "beta": BETA}, {}),
+        (["nca_pair"], {"name": "nca", "beta": BETA}, {}),
+        (["bco_pair"], {"name": "bco", "beta": BETA}, {}),
+        (["sppo_hard"], {"name": "sppo_hard", "beta": BETA}, {}),
+        (["sigmoid", "bco_pair"], SUM, {"loss_weights": [0.8, 0.2]}),
+    ],
+)
+def test_pair_losses_equal_trls(dpo_step, monkeypatch, trl_losses, section, settings):
+    trainer, inputs, batch, parameters = dpo_step
+    for name, value in {"loss_types": trl_losses, "loss_weights": [1.0], **settings}.items():
+        monkeypatch.setattr(trainer, name, value)
+    expected = trainer.compute_loss(trainer.model, inputs)
+    metrics = trainer._metrics["train"]
+    output = build_loss(section)(batch())
+    assert output.losses.mean().item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-6)
     for name in PAIR_METRICS:
         assert output.metrics[name].mean().item() == pytest.approx(metrics[name][-1], rel=1e-5), name
-
-    parameters = list(policy_model.parameters())
     ours = torch.autograd.grad(output.losses.mean(), parameters)
     theirs = torch.autograd.grad(expected, parameters)
     for actual, wanted in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=2e-6 * float(wanted.abs().max()))
+
+
+def test_nll_weight_is_trls_second_term_of_one_pair(dpo_step, monkeypatch):
+    """With several pairs TRL's mean is over all their tokens, so the pairs are compared one at a time."""
+    trainer, inputs, batch, _ = dpo_step
+    monkeypatch.setattr(trainer, "loss_types", ["sigmoid", "sft"])
+    monkeypatch.setattr(trainer, "loss_weights", [1.0, 0.2])
+    ours = build_loss({"name": "dpo", "beta": BETA, "nll_weight": 0.2})(batch())
+    for pair in range(len(PROMPTS)):
+        rows = torch.tensor([pair, pair + len(PROMPTS)])
+        one = {name: value[rows] if torch.is_tensor(value) else value for name, value in inputs.items()}
+        expected = trainer.compute_loss(trainer.model, one)
+        assert ours.losses[pair].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def cpo_trainer(trainer_class, config_class, tmp_path, tokenizer, **settings):
+    """A trainer of TRL's that needs no reference, and TRL's averages of log-probabilities."""
+    return trainer_class(
+        model=tiny_llama(1),
+        args=config_class(**arguments(tmp_path), max_length=64, **settings),
+        train_dataset=Dataset.from_dict({"prompt": PROMPTS, "chosen": CHOSEN, "rejected": REJECTED}),
+        processing_class=tokenizer,
+    )
+
+
+def averages() -> tuple[CompletionBatch, torch.Tensor, torch.Tensor]:
+    """Sums of log-probabilities of three pairs and their averages, chosen and rejected, each [pairs]."""
+    batch = random_pairs(3, seed=8, dtype=torch.float32)
+    means = batch.logps / batch.lengths
+    return batch, means[batch.preferred], means[~batch.preferred]
+
+
+def test_simpo_equals_trls(tmp_path, tokenizer):
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    trainer = cpo_trainer(cpo.CPOTrainer, cpo.CPOConfig, tmp_path, tokenizer, loss_type="simpo", simpo_gamma=0.7)
+    batch, chosen, rejected = averages()
+    expected, rewards, _ = trainer.cpo_loss(chosen, rejected)
+    output = build_loss({"name": "simpo", "beta": BETA, "gamma": 0.7})(batch)
+    torch.testing.assert_close(output.losses, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(output.metrics["rewards/chosen"], rewards.detach(), rtol=1e-6, atol=1e-6)
+    ours, theirs = (
+        torch.autograd.grad(loss.sum(), batch.logps, retain_graph=True)[0] for loss in (output.losses, expected)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_orpo_equals_trls(tmp_path, tokenizer):
+    orpo = pytest.importorskip("trl.experimental.orpo")
+    trainer = cpo_trainer(orpo.ORPOTrainer, orpo.ORPOConfig, tmp_path, tokenizer)
+    batch, chosen, rejected = averages()
+    expected = -chosen - trainer.odds_ratio_loss(chosen, rejected)[0]
+    losses = build_loss({"name": "orpo", "beta": BETA})(batch).losses
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
+    ours, theirs = (torch.autograd.grad(loss.sum(), batch.logps, retain_graph=True)[0] for loss in (losses, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
 def test_kto_equals_trls(tmp_path, tokenizer):

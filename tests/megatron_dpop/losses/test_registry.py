@@ -24,7 +24,10 @@ from megatron_dpop.losses.registry import REGISTRY, build_loss
         ({"name": "dpo", "beta": True}, "loss.beta is True; give a number > 0"),
         ({"name": "dpo", "beta": "strong"}, "loss.beta is 'strong'; give a number > 0"),
         ({"name": "dpo", "label_smoothing": 0.5}, "loss.label_smoothing is 0.5; give a number >= 0 and < 0.5"),
-        ({"name": "dpo", "lambda": 50.0}, "loss.lambda has no effect on loss 'dpo'; its keys are beta"),
+        (
+            {"name": "dpo", "lambda": 50.0},
+            "loss.lambda has no effect on loss 'dpo'; its keys are nll_weight, beta, label_smoothing, average",
+        ),
         ({"name": "dpop", "lamda": 50.0}, "loss.lamda has no effect on loss 'dpop'; did you mean loss.lambda?"),
         ({"name": "dpop", "lambda_": 50.0}, "did you mean loss.lambda?"),
         ({"name": "dpop", "label_smoothing": 0.1}, "loss.label_smoothing has no effect on loss 'dpop'"),
@@ -33,6 +36,33 @@ from megatron_dpop.losses.registry import REGISTRY, build_loss
         ({"name": "ipo", "reduction": ["sum"]}, "loss.reduction is ['sum']; give sum or mean"),
         ({"name": "kto", "desirable_weight": 0}, "loss.desirable_weight is 0; give a number > 0"),
         ({"name": "cpo", "nll_weight": -1}, "loss.nll_weight is -1; give a number >= 0"),
+        ({"name": "dpo", "nll_weight": -1}, "loss.nll_weight is -1; give a number >= 0"),
+        ({"name": "dpop", "average": "token"}, "loss.average is 'token'; give none or tokens"),
+        ({"name": "dpo_shift", "lambda": 1.5}, "loss.lambda is 1.5; give a number > 0 and <= 1"),
+        ({"name": "dpo_shift", "lambda_end": 0}, "loss.lambda_end is 0; give a number > 0 and <= 1 or null"),
+        ({"name": "exo", "label_smoothing": 0}, "loss.label_smoothing is 0; give a number > 0"),
+        ({"name": "apo_zer"}, "loss.name is 'apo_zer', which is no loss; did you mean apo_zero?"),
+        ({"name": "sum"}, "loss.terms is None; give a list such as"),
+        ({"name": "sum", "terms": [{"name": "dpo"}]}, "loss.terms has 1 entries, and a sum needs two"),
+        ({"name": "sum", "beta": 1}, "loss.beta has no effect on loss 'sum'"),
+        ({"name": "sum", "terms": [{"name": "dpo"}, {"name": "dpo"}]}, "loss.terms names dpo 2 times"),
+        (
+            {"name": "sum", "terms": [{"name": "dpo"}, {"name": "sft"}]},
+            "loss.terms[1].name is 'sft', which is no loss of",
+        ),
+        (
+            {"name": "sum", "terms": [{"name": "dpo"}, {"name": "kto"}]},
+            "loss.terms[1].name is 'kto', which is no loss of",
+        ),
+        ({"name": "sum", "terms": [{"name": "dpo"}, {"name": "ipoo"}]}, "loss.terms[1].name is 'ipoo'"),
+        (
+            {"name": "sum", "terms": [{"name": "dpo"}, {"name": "ipo", "weight": 0}]},
+            "loss.terms[1].weight is 0; give a",
+        ),
+        (
+            {"name": "sum", "terms": [{"name": "dpo"}, {"name": "ipo", "lambda": 1}]},
+            "loss.terms[1].lambda has no effect",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(section, message):
@@ -59,12 +89,13 @@ def test_registry_says_what_each_loss_needs():
         name: (loss.kind, loss.needs_reference, loss.needs_kl)
         for name, loss in ((name, build_loss({"name": name})) for name in REGISTRY)
     }
+    with_reference = (
+        *("dpo", "dpop", "ipo", "hinge", "robust", "exo", "discopop", "apo_zero", "apo_down"),
+        *("nca", "bco", "sppo_hard", "cal_dpo", "dpo_shift", "bpo"),
+    )
     assert needs == {
-        "dpo": ("pair", True, False),
-        "dpop": ("pair", True, False),
-        "ipo": ("pair", True, False),
-        "hinge": ("pair", True, False),
-        "cpo": ("pair", False, False),
+        **dict.fromkeys(with_reference, ("pair", True, False)),
+        **dict.fromkeys(("cpo", "simpo", "orpo"), ("pair", False, False)),
         "kto": ("single", True, True),
         "aft": ("group", False, False),
         "sft": ("sft", False, False),

@@ -28,10 +28,20 @@ def completion_logps(model: torch.nn.Module, prompt: list[int], completion: list
 
 
 def example_loss(
-    options: dict, logps: list[torch.Tensor], base: list[torch.Tensor], example: Example, kl: torch.Tensor
+    options: dict,
+    logps: list[torch.Tensor],
+    base: list[torch.Tensor],
+    example: Example,
+    kl: torch.Tensor,
+    progress: float = 0.0,
 ) -> torch.Tensor:
     """The loss of one example; logps and base: of its completions, summed over tokens, policy's and reference's."""
     name, beta = options["name"], options.get("beta", 0)
+    if name == "sum":
+        return sum(term["weight"] * example_loss(term, logps, base, example, kl) for term in options["terms"])
+    if weight := options.get("nll_weight", 0):
+        rest = example_loss({**options, "nll_weight": 0}, logps, base, example, kl, progress)
+        return rest - weight * logps[0] / len(example.completions[0])
     good, bad = ([value for value, wanted in zip(logps, example.preferred, strict=True) if wanted is side]
                  for side in (True, False))  # fmt: skip
     chosen, rejected = logps[0] - base[0], logps[-1] - base[-1]
@@ -45,6 +55,12 @@ def example_loss(
         return -F.logsigmoid(beta * (chosen - rejected))
     if name == "dpop":
         return -F.logsigmoid(beta * (chosen - rejected - options["lambda"] * F.relu(-chosen)))
+    if name == "dpo_shift":
+        factor = options["lambda"] + (options["lambda_end"] - options["lambda"]) * progress
+        return -F.logsigmoid(beta * (chosen - factor * rejected))
+    if name == "simpo":
+        means = [value / len(ids) for value, ids in zip(logps, example.completions, strict=True)]
+        return -F.logsigmoid(beta * (means[0] - means[1]) - options["gamma"])
     if name == "hinge":
         return F.relu(1 - beta * (chosen - rejected))
     if name == "cpo":
@@ -110,7 +126,7 @@ def reference_steps(
             with torch.no_grad():
                 base = logps(frozen, example)
             policy = logps(model, example)
-            loss = example_loss(tree["loss"], policy, base, example, kl)
+            loss = example_loss(tree["loss"], policy, base, example, kl, step / tree["train"]["steps"])
             for prefix in ("", f"source/{example.source}/"):
                 collected[f"{prefix}loss"].append(loss)
                 for value, preferred in zip(policy, example.preferred, strict=True):

@@ -22,6 +22,14 @@ LOSSES = {
     "cpo": {"name": "cpo", "beta": 0.3},
     "aft": {"name": "aft"},
     "kto": {"name": "kto", "beta": 0.3},
+    "shift": {"name": "dpo_shift", "beta": 0.3, "lambda": 0.5, "lambda_end": 1.0},
+    "sum": {
+        "name": "sum",
+        "terms": [
+            {"name": "dpo", "weight": 0.7, "beta": 0.3, "nll_weight": 0.2},
+            {"name": "simpo", "weight": 0.3, "beta": 2.0, "gamma": 1.0},
+        ],
+    },
     "blend": {"name": "dpop", "beta": 0.3, "lambda": 5.0},
 }
 # By layout of two ranks: losses, each with the capacity of its rows. KTO's KL term must depend on neither.

@@ -1,0 +1,66 @@
+"""Losses of average token log-probabilities that need no reference model: SimPO and ORPO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_dpop.losses.contract import CompletionBatch, LossOutput
+from megatron_dpop.losses.hyperparameters import Validated, number
+from megatron_dpop.losses.likelihood import NLL, PairHyperparameters
+from megatron_dpop.losses.pairs import mean_pairs, pair_metrics, scaled_pairs
+
+_CERTAIN = -1e-7  # nats a token: odds of a more certain answer have no finite fp32 logarithm
+
+
+@dataclass(frozen=True)
+class SimpoHyperparameters(PairHyperparameters):
+    """gamma: the margin of rewards that is aimed at; label_smoothing: assumed share of swapped labels."""
+
+    beta: float = number(2.0, above=0)
+    gamma: float = number(1.0, at_least=0)
+    label_smoothing: float = number(0.0, at_least=0, below=0.5)
+
+
+@dataclass(frozen=True)
+class OrpoHyperparameters(Validated):
+    """beta: weight of the odds ratio, the paper's lambda."""
+
+    beta: float = number(0.1, above=0)
+
+
+def simpo_loss(batch: CompletionBatch, hyperparameters: SimpoHyperparameters) -> LossOutput:
+    """-log sigmoid(beta (s(w) - s(l)) - gamma), s = log pi(y) / tokens(y) (Meng et al. 2024, arXiv 2405.14734, eq. 6).
+
+    label_smoothing enters as in DPO. The reward of a completion is beta s, the quantity that it generates by.
+    TRL's `simpo_gamma` is this gamma.
+    """
+    means = mean_pairs(batch, batch.logps)
+    z = hyperparameters.beta * (means.chosen - means.rejected) - hyperparameters.gamma
+    smoothing = hyperparameters.label_smoothing
+    losses = -(1 - smoothing) * F.logsigmoid(z) - smoothing * F.logsigmoid(-z)
+    return LossOutput(losses, pair_metrics(batch, scaled_pairs(means, hyperparameters.beta)))
+
+
+def orpo_loss(batch: CompletionBatch, hyperparameters: OrpoHyperparameters) -> LossOutput:
+    """-s(w) - beta log sigmoid(log odds(w)/odds(l)), s = log pi(y) / tokens(y), odds = e^s / (1 - e^s).
+
+    ORPO (Hong et al. 2024, arXiv 2403.07691, equations 6 and 7): supervised fine-tuning on the chosen answer and
+    a preference in one. TRL's likelihood term also covers the prompt's tokens; the paper's, and this one, does not.
+    The reward of a completion is beta s.
+    """
+    means = mean_pairs(batch, batch.logps)
+    log_odds = _log_odds(means.chosen) - _log_odds(means.rejected)
+    losses = -means.chosen - hyperparameters.beta * F.logsigmoid(log_odds)
+    metrics = pair_metrics(batch, scaled_pairs(means, hyperparameters.beta))
+    metrics[NLL] = -means.chosen.detach()
+    return LossOutput(losses, metrics)
+
+
+def _log_odds(mean_logps: Tensor) -> Tensor:
+    """log(p / (1 - p)) of log p <= 0, without forming 1 - p where p is close to one."""
+    logps = mean_logps.clamp(max=_CERTAIN)
+    return logps - torch.where(logps > -0.6931, (-torch.expm1(logps)).log(), torch.log1p(-logps.exp()))
