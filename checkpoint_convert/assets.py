@@ -1,11 +1,10 @@
 """Everything of a model but its weights: config, generation config, tokenizer, licence, remote code."""
 
 import json
-import shutil
 from pathlib import Path
 
 from checkpoint_convert.conversion.journal import JOURNAL, MANIFEST
-from checkpoint_convert.files import replacing, write_json
+from checkpoint_convert.files import write_bytes, write_json, write_text
 from checkpoint_convert.tensors.dtypes import TO_CONFIG
 
 WEIGHT_SUFFIXES = (
@@ -23,12 +22,14 @@ WEIGHT_SUFFIXES = (
 
 
 def copy_assets(source: Path, target: Path, dtype: str) -> None:
-    """Copies the files of `source` that are not weights; `config.json`, written last, announces `dtype`."""
+    """Copies the files of `source` that are not weights; `config.json`, written last, announces `dtype`.
+
+    Files that are there already with the same content are left alone.
+    """
     for path in sorted(source.iterdir()):
         own = path.name in (JOURNAL, MANIFEST, "config.json") or path.name.startswith(".")
         if path.is_file() and not own and not path.name.endswith(WEIGHT_SUFFIXES):
-            with replacing(target / path.name) as temporary:
-                shutil.copyfile(path, temporary)
+            write_bytes(target / path.name, path.read_bytes())
     raw = (source / "config.json").read_text(encoding="utf-8")
     config = json.loads(raw)
     name = "dtype" if "dtype" in config else "torch_dtype"
@@ -38,7 +39,6 @@ def copy_assets(source: Path, target: Path, dtype: str) -> None:
     if config.get(name) != TO_CONFIG[dtype]:
         config[name] = TO_CONFIG[dtype]
     if config == json.loads(raw):
-        with replacing(target / "config.json") as temporary:
-            temporary.write_text(raw, encoding="utf-8")
+        write_text(target / "config.json", raw)
     else:
         write_json(target / "config.json", config)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from checkpoint_convert.conversion.journal import JOURNAL, MANIFEST, Journal, open_journal
+from checkpoint_convert.conversion.journal import JOURNAL, MANIFEST, Journal, OtherConversionError, open_journal
 from checkpoint_convert.conversion.manifest import read_manifest, write_manifest
 from checkpoint_convert.conversion.plan import OutputFile
 from checkpoint_convert.conversion.progress import byte_progress
@@ -87,9 +87,9 @@ def _already_done(conversion: Conversion) -> bool:
         if manifest["fingerprint"] == conversion.fingerprint and whole:
             (target / JOURNAL).unlink(missing_ok=True)
             return True
-        raise UserError(f"{target}: already holds another conversion; remove it or name another target")
+        raise OtherConversionError(f"{target}: already holds another conversion; remove it or name another target")
     if target.is_dir() and not (target / JOURNAL).exists() and any(target.iterdir()):
-        raise UserError(f"{target}: is not empty; name a new folder")
+        raise OtherConversionError(f"{target}: is not empty; name a new folder")
     return False
 
 

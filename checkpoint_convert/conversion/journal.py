@@ -35,6 +35,10 @@ class WrittenFile:
     pieces: tuple[WrittenPiece, ...]
 
 
+class OtherConversionError(UserError):
+    """The target holds another conversion, or what is left of one."""
+
+
 class Journal:
     """The finished files of a conversion; `record` is durable when it returns."""
 
@@ -64,7 +68,7 @@ def open_journal(folder: Path, fingerprint: str, command: str) -> Iterator[Journ
             raise UserError(f"{folder}: another process is converting into this folder; wait for it") from None
         lines = _whole_lines(descriptor)
         if lines and lines[0].get("fingerprint") != fingerprint:
-            raise UserError(
+            raise OtherConversionError(
                 f"{folder}: holds an interrupted conversion of another source or with other options "
                 f"({lines[0].get('command')}); remove the folder to start over"
             )

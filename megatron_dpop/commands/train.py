@@ -67,6 +67,7 @@ def _start(arguments: argparse.Namespace, *, is_training: bool) -> int:
 
 def _check(config: Config, *, is_training: bool) -> None:
     """Everything that can be found wrong before a process is started."""
+    from megatron_dpop.training.identity import check_before_start
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.run_folder import RunFolder
     from megatron_dpop.training.weights_and_biases import check_installed
@@ -75,6 +76,8 @@ def _check(config: Config, *, is_training: bool) -> None:
         RunFolder(config).check()
         check_installed(config.logging.wandb)
     inputs = read_inputs(config)
+    if is_training:
+        check_before_start(config, inputs)
     for dataset in (inputs.train, inputs.validation):
         for line in dataset.describe() if dataset else ():
             print(line, file=sys.stderr)

@@ -128,6 +128,12 @@ _FILES = (
 )
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files that a tokenizer and its chat template are read from."""
+    model = sentencepiece_file(folder)
+    return [path for path in ([model] if model else [folder / name for name in _FILES]) if path.is_file()]
+
+
 def tokenizer_fingerprint(folder: Path, chat_template: str | None) -> str:
     """Changes whenever the tokens of some text may change: the folder's files, the template, the library's version.
 
@@ -138,10 +144,8 @@ def tokenizer_fingerprint(folder: Path, chat_template: str | None) -> str:
         Path(chat_template).read_bytes() if chat_template and _is_file(chat_template) else repr(chat_template).encode()
     )
     digest.update(given)
-    model = sentencepiece_file(folder)
-    for path in [model] if model else [folder / name for name in _FILES]:
-        if path.is_file():
-            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    for path in tokenizer_files(folder):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 

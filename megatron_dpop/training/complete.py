@@ -13,6 +13,11 @@ def iteration_name(iteration: int) -> str:
     return f"iter_{iteration:07d}"
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is something that a run could lose by going on with other files."""
+    return (folder / TRACKER).exists()
+
+
 def latest_iteration(folder: Path, say: Callable[[str], None]) -> int | None:
     """The last complete checkpoint of a run, or None; `say` hears of those that are passed over.
 

@@ -12,7 +12,6 @@ from megatron_dpop import logprobs, models, rows
 from megatron_dpop.config import Config
 from megatron_dpop.config.schema import PrecisionConfig
 from megatron_dpop.runtime.stop import StoppedError, StopRequest
-from megatron_dpop.training import checkpoint
 from megatron_dpop.training.batches import ReferenceLogps, RowSource
 from megatron_dpop.training.console import Console
 from megatron_dpop.training.engine import Engine
@@ -26,10 +25,10 @@ from megatron_dpop.training.reference import (
 )
 from megatron_dpop.training.run_folder import RunFolder, installed_versions
 from megatron_dpop.training.validation import validation_steps
+from megatron_dpop.training.weights import StartingWeights
 
 # Weights and data decide the values; these only their rounding.
 ROUNDING = ("params", "layout", "rows", "code")
-SAMPLE_BYTES = 1 << 20
 
 # What turns tokens and weights into log-probabilities.
 LIBRARIES = ("torch", "megatron-core", "transformer-engine")
@@ -44,7 +43,7 @@ class References:
         config: Config,
         engine: Engine,
         folder: RunFolder,
-        model: Path,
+        weights: StartingWeights,
         console: Console,
         heartbeat: Heartbeat,
         stop: StopRequest,
@@ -52,11 +51,10 @@ class References:
         self.config = config
         self.engine = engine
         self.folder = folder.reference
-        self.model = model
+        self.weights = weights
         self.console = console
         self.heartbeat = heartbeat
         self.stop = stop
-        self._weights = weights_fingerprint(model)
         self._loaded = False
 
     def get(self, name: str, source: RowSource, steps: int | None) -> ReferenceLogps:
@@ -71,7 +69,7 @@ class References:
         if kept is not None and covers(kept, source, steps):
             return kept
         if not self._loaded:
-            checkpoint.load_weights(self.engine, self.model)
+            self.weights.load(self.engine)
             self._loaded = True
         with self.console.progress(f"reference ({name})", steps) as bar:
 
@@ -121,7 +119,7 @@ class References:
         capacity = f"{source.capacity_tokens}{' always' if self.engine.equal_rows else ''}"
         packing = f"capacity {capacity} shared {source.share_prefix} batch {source.batch}"
         return ReferenceKey(
-            weights=self._weights,
+            weights=self.weights.id,
             data=source.dataset.fingerprint,
             params=f"{named_precision(precision)} {self.engine.device.type}",
             layout=f"{layout} data {self.engine.data_parallel_size} pad_heads {parallel.pad_heads}",
@@ -147,19 +145,3 @@ def code_fingerprint() -> str:
             digest.update(path.read_bytes())
     versions = installed_versions(LIBRARIES)
     return " ".join([*(f"{name} {version}" for name, version in versions.items()), digest.hexdigest()])
-
-
-def weights_fingerprint(folder: Path) -> str:
-    """Of a torch_dist folder: every file's name and size, and the first and last MiB of its content.
-
-    A sample, since hashing 144 GB at each start would cost minutes; weights trained further differ in every part.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        size_bytes = path.stat().st_size
-        digest.update(f"{path.name}\0{size_bytes}\0".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(SAMPLE_BYTES))
-            file.seek(max(0, size_bytes - SAMPLE_BYTES))
-            digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()

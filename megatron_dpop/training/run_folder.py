@@ -26,7 +26,7 @@ FREE_TO_CHANGE = (
 )
 
 # What `megatron-dpop reference` leaves in a run's folder before the run.
-MADE_BY_REFERENCE = {"reference", "initial", "heartbeat.json"}
+MADE_BY_REFERENCE = {"reference", "initial", "heartbeat.json", "identity.json"}
 
 PACKAGES = ("torch", "megatron-core", "transformers", "transformer-engine", "safetensors", "numpy")
 

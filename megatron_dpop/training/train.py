@@ -2,18 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from checkpoint_convert.assets import copy_assets
-from checkpoint_convert.conversion.journal import is_incomplete
-from checkpoint_convert.hf_to_megatron import hf_to_megatron
-from checkpoint_convert.locate import ASSETS, assets_folder, checkpoint_kind, iteration_folder
+from checkpoint_convert.locate import ASSETS, assets_folder
 from checkpoint_convert.lora import Lora, write_adapter_config
-from checkpoint_convert.megatron_to_hf import megatron_to_hf
-from checkpoint_convert.megatron_to_peft import megatron_to_peft
 from megatron_dpop.config import Config
 from megatron_dpop.config.load import as_dict
 from megatron_dpop.config.schema import LoraConfig
@@ -23,16 +21,20 @@ from megatron_dpop.runtime.peers import watching_peers
 from megatron_dpop.runtime.stop import StoppedError, StopRequest, UnhealthyError
 from megatron_dpop.training import checkpoint
 from megatron_dpop.training.batches import RowSource, StepData
-from megatron_dpop.training.complete import iteration_name, latest_iteration
+from megatron_dpop.training.complete import has_checkpoint, iteration_name, latest_iteration
 from megatron_dpop.training.console import Console
+from megatron_dpop.training.digests import digests_by_all_ranks
 from megatron_dpop.training.engine import Engine, build_engine
+from megatron_dpop.training.export import Exports
 from megatron_dpop.training.fits import check_fits_devices
 from megatron_dpop.training.heartbeat import Heartbeat
+from megatron_dpop.training.identity import Identity, check_same, identify, read_identity, write_identity
 from megatron_dpop.training.inputs import Inputs
 from megatron_dpop.training.loop import Loop
 from megatron_dpop.training.mismatched import MismatchedDataset
 from megatron_dpop.training.reference_cache import References
 from megatron_dpop.training.run_folder import RunFolder
+from megatron_dpop.training.weights import StartingWeights
 from megatron_dpop.training.weights_and_biases import WandbRun
 
 
@@ -114,13 +116,31 @@ class Run:
         )
         loop.run(train, validation, first_step=first_step)
 
+    @cached_property
+    def identity(self) -> Identity:
+        """What this start found under the config's paths: every byte is read, by all ranks together."""
+        return identify(self.config, self.inputs, digests_by_all_ranks, with_weights=True)
+
     def start(self) -> None:
-        """Makes the run's folder, with all that its checkpoints need to be converted by themselves."""
+        """Makes the run's folder, with all that its checkpoints need to be converted by themselves.
+
+        Raises UserError where a run is to go on with other files than it began with.
+        """
+        goes_on = has_checkpoint(self.folder.checkpoints)
+        began = read_identity(self.folder.path)
+        identity = self.identity
+        if began is not None:
+            identity = replace(identity, template_date=began.template_date)
+            if goes_on:
+                check_same(began, identity, self.folder.path)
         if self.config.lora is not None:
             trained = adapter_parameters(self.inputs.architecture, self.config.lora)
             self.console.say(f"LoRA: {trained:,} parameters are trained, all others are frozen")
         if dist.get_rank() == 0:
             self.folder.write_start(world_size=dist.get_world_size())
+            write_identity(self.folder.path, identity)
+            if not goes_on:
+                self.exports.set_aside()
             copy_assets(
                 assets_folder(self.inputs.model),
                 self.folder.checkpoints / ASSETS,
@@ -144,8 +164,8 @@ class Run:
         """Training and validation data with the reference's log-probabilities, from the cache where it holds them."""
         if not self.inputs.loss.needs_reference:
             return StepData(self.train), StepData(self.validation) if self.validation else None
-        model = self._megatron(self.inputs.reference_model or self.inputs.model)
-        caches = References(self.config, self.engine, self.folder, model, self.console, self.heartbeat, self.stop)
+        weights = self._weights(reference=True)
+        caches = References(self.config, self.engine, self.folder, weights, self.console, self.heartbeat, self.stop)
 
         def referenced(name: str, source: RowSource, steps: int | None) -> StepData:
             reference = caches.get(name, source, steps)
@@ -163,7 +183,7 @@ class Run:
         dist.broadcast_object_list(found, src=0)  # all ranks go on from what one of them saw
         iteration = found[0]
         if iteration is None or self.engine.adapters:
-            checkpoint.load_weights(self.engine, self._megatron(self.inputs.model))
+            self._weights().load(self.engine)
         if iteration is None:
             return 0
         self.console.say(f"resuming after step {iteration} from {self.folder.checkpoints}")
@@ -171,15 +191,12 @@ class Run:
         self.heartbeat.beat("training", saved=iteration_name(iteration))
         return iteration
 
-    def _megatron(self, model: Path) -> Path:
-        """The torch_dist folder of a model; a Hugging Face one is converted once, beside the run."""
-        if checkpoint_kind(model) == "huggingface":
-            target = self.folder.path / "initial" / model.name
-            with processes.first_rank_works() as works:
-                if works:
-                    hf_to_megatron(model, target, progress=False)
-            model = target
-        return iteration_folder(model)
+    def _weights(self, *, reference: bool = False) -> StartingWeights:
+        """Those that training starts from, or the reference's."""
+        model, key = self.inputs.model, "model.path"
+        if reference and self.inputs.reference_model is not None:
+            model, key = self.inputs.reference_model, "reference.model"
+        return StartingWeights(model, self.identity.files[key], self.folder.initial, self.console.say)
 
     def finish(self) -> None:
         """Exports the trained model; rank 0 does it after the others have left."""
@@ -189,19 +206,16 @@ class Run:
             self._export()
         self.end(f"trained {self.config.train.steps} steps")
 
+    @property
+    def exports(self) -> Exports:
+        return Exports(self.folder, base=self.inputs.model if self.config.lora else None, say=self.console.say)
+
     def _export(self) -> None:
-        lora = bool(self.engine.adapters)
-        if is_exported(self.folder.hf) and (not lora or is_exported(self.folder.adapter)):
+        if self.exports.are_whole():
             return
         self.heartbeat.beat("exporting")
         self.stop.leave_at_once("while exporting")
-        if not is_exported(self.folder.hf):
-            base = self.inputs.model if lora else None
-            megatron_to_hf(self.folder.checkpoints, self.folder.hf, base=base, progress=False)
-            self.console.say(f"exported {self.folder.hf}")
-        if lora and not is_exported(self.folder.adapter):
-            megatron_to_peft(self.folder.checkpoints, self.folder.adapter, progress=False)
-            self.console.say(f"exported {self.folder.adapter}")
+        self.exports.export()
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -227,8 +241,3 @@ class Run:
     def end(self, done: str) -> None:
         self.heartbeat.beat("finished")
         self.console.say(f"finished: {done}; see {self.folder.path}")
-
-
-def is_exported(folder: Path) -> bool:
-    """True where a whole export lies; one that was interrupted is continued."""
-    return folder.exists() and not is_incomplete(folder)
