@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from checkpoint_convert.conversion.journal import JOURNAL, MANIFEST
 from checkpoint_convert.files import write_bytes, write_json, write_text
 from checkpoint_convert.tensors.dtypes import TO_CONFIG
 
+CHAT_TEMPLATES = "additional_chat_templates"  # transformers' folder of templates beside the main one
 WEIGHT_SUFFIXES = (
     ".safetensors",
     ".bin",
@@ -22,23 +24,43 @@ WEIGHT_SUFFIXES = (
 
 
 def copy_assets(source: Path, target: Path, dtype: str) -> None:
-    """Copies the files of `source` that are not weights; `config.json`, written last, announces `dtype`.
-
-    Files that are there already with the same content are left alone.
     """
+    Copies the files of `source` that are not weights; `config.json`, written last, announces `dtype`. Files that are
+    there already with the same content are left alone.
+    """
+    copy_files(source, target)
+    raw = (source / "config.json").read_text(encoding="utf-8")
+    config = json.loads(raw)
+    announced = announcing(config, dtype)
+    if announced == config:
+        write_text(target / "config.json", raw)
+    else:
+        write_json(target / "config.json", announced)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copies what is neither weights nor config.json, and the chat templates beside the main one."""
     for path in sorted(source.iterdir()):
         own = path.name in (JOURNAL, MANIFEST, "config.json") or path.name.startswith(".")
         if path.is_file() and not own and not path.name.endswith(WEIGHT_SUFFIXES):
             write_bytes(target / path.name, path.read_bytes())
-    raw = (source / "config.json").read_text(encoding="utf-8")
-    config = json.loads(raw)
-    name = "dtype" if "dtype" in config else "torch_dtype"
+    for path in sorted((source / CHAT_TEMPLATES).glob("*.jinja")):
+        write_bytes(target / CHAT_TEMPLATES / path.name, path.read_bytes())
+
+
+def announcing(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """
+    `config` as we write it: it announces `dtype`, and `torch_dtype` and `rope_theta` stand beside transformers 5's
+    `dtype` and `rope_parameters`, for the many readers that know the former alone.
+    """
+    config = dict(config)
+    for name in ("dtype", "torch_dtype") if "dtype" in config else ("torch_dtype",):
+        config[name] = TO_CONFIG[dtype]
     if config.get("model_type") == "qwen":  # Qwen1's own code decides by these flags
         flags = {"bf16": dtype == "bf16", "fp16": dtype == "fp16", "fp32": dtype == "fp32"}
         config.update({key: value for key, value in flags.items() if key in config and config[key] != value})
-    if config.get(name) != TO_CONFIG[dtype]:
-        config[name] = TO_CONFIG[dtype]
-    if config == json.loads(raw):
-        write_text(target / "config.json", raw)
-    else:
-        write_json(target / "config.json", config)
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and isinstance(rope.get("rope_theta"), int | float):
+        config["rope_theta"] = rope["rope_theta"]
+    return config
+

@@ -12,6 +12,7 @@ _EXAMPLES = """examples:
   checkpoint-convert megatron-to-hf runs/dpop/checkpoints exported --dtype bf16
   checkpoint-convert megatron-to-hf runs/lora/checkpoints merged
   checkpoint-convert megatron-to-hf runs/lora/checkpoints adapter --adapter
+  checkpoint-convert megatron-to-hf megatron-lm/checkpoints exported --from-args llama
   checkpoint-convert verify models/Qwen2.5-7B checkpoints/Qwen2.5-7B
 """
 
@@ -61,6 +62,17 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--dry-run", action="store_true", help="print the plan; needs only config.json")
         command.add_argument("--quiet", action="store_true", help="no progress")
     to_hf.add_argument("--base", type=Path, help="base model of LoRA adapters (default: what they were trained from)")
+    to_hf.add_argument(
+        "--config",
+        type=Path,
+        metavar="FOLDER",
+        help="config.json and tokenizer (default: the checkpoint's huggingface/)",
+    )
+    to_hf.add_argument(
+        "--from-args",
+        metavar="FAMILY",
+        help="make config.json of the checkpoint's own arguments, for this family (llama)",
+    )
     to_hf.add_argument("--adapter", action="store_true", help="LoRA adapters alone, as a PEFT folder, not merged")
     verify = commands.add_parser(
         "verify",
@@ -101,9 +113,13 @@ def _megatron_to_hf(options: argparse.Namespace) -> int:
     if options.dry_run:
         from checkpoint_convert.conversion.describe import describe
 
-        print(describe(options.source, "huggingface", options.dtype))
+        if options.from_args:
+            raise UserError("--dry-run: needs a config.json; name one with --config instead of --from-args")
+        print(describe(options.config or options.source, "huggingface", options.dtype))
         return 0
     if options.adapter:
+        if options.config or options.from_args:
+            raise UserError("--adapter: an adapter has no config.json of its own; leave --config and --from-args out")
         from checkpoint_convert.megatron_to_peft import megatron_to_peft
 
         megatron_to_peft(
@@ -121,6 +137,8 @@ def _megatron_to_hf(options: argparse.Namespace) -> int:
         options.source,
         options.target,
         base=options.base,
+        config=options.config,
+        from_args=options.from_args,
         dtype=options.dtype,
         workers=options.workers,
         progress=not options.quiet,

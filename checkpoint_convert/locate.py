@@ -5,8 +5,10 @@ from typing import Literal
 
 from checkpoint_convert.conversion.journal import interrupted_command, is_incomplete
 from checkpoint_convert.errors import UserError
+from checkpoint_convert.foreign import foreign_format
 
 TRACKER = "latest_checkpointed_iteration.txt"
+NEMO_WEIGHTS = "weights"  # NeMo 2's torch_dist folder, beside context/
 ASSETS = "huggingface"  # where a Megatron checkpoint of ours keeps config.json and the tokenizer
 
 
@@ -18,8 +20,10 @@ def checkpoint_kind(folder: Path) -> Literal["huggingface", "megatron"]:
     if is_incomplete(folder) or is_incomplete(folder.parent):
         whole = folder if is_incomplete(folder) else folder.parent
         raise UserError(f"{whole}: its conversion was interrupted; continue it with: {interrupted_command(whole)}")
-    if (folder / TRACKER).is_file() or (folder / ".metadata").is_file():
+    if (folder / TRACKER).is_file() or (_torch_dist(folder) / ".metadata").is_file():
         return "megatron"
+    if foreign := foreign_format(folder):
+        raise UserError(f"{folder}: {foreign}")
     if (folder / "config.json").is_file():
         return "huggingface"
     raise UserError(f"{folder}: holds neither config.json nor {TRACKER}; name a checkpoint folder")
@@ -33,12 +37,14 @@ def iteration_folder(folder: Path) -> Path:
     folder = Path(folder)
     if checkpoint_kind(folder) != "megatron":
         raise UserError(f"{folder}: is a Hugging Face folder; convert it first with checkpoint-convert hf-to-megatron")
-    found = folder
-    if not (folder / ".metadata").is_file():
+    found = _torch_dist(folder)
+    if not (found / ".metadata").is_file():
         name = (folder / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
         if name != "release" and not name.isdecimal():
             raise UserError(f"{folder / TRACKER}: holds {name[:40]!r}; it must hold an iteration or 'release'")
         found = folder / (name if name == "release" else f"iter_{int(name):07d}")
+    if found.is_dir() and (foreign := foreign_format(found)):
+        raise UserError(f"{found}: {foreign}")
     for part in (".metadata", "metadata.json"):
         if not (found / part).is_file():
             raise UserError(f"{found}: has no {part}, so this checkpoint is incomplete; save or copy it again")
@@ -53,6 +59,14 @@ def assets_folder(folder: Path) -> Path:
     for candidate in (folder / ASSETS, folder.parent / ASSETS):
         if (candidate / "config.json").is_file():
             return candidate
+    nemo = "is a NeMo 2 checkpoint and " if _torch_dist(folder) != folder else ""
     raise UserError(
-        f"{folder}: has no {ASSETS}/config.json; copy config.json and the tokenizer files of its model there"
+        f"{folder}: {nemo}has no {ASSETS}/config.json; copy config.json and the tokenizer files of its model there (or "
+        "give megatron-to-hf their folder with --config, or let it make config.json with --from-args FAMILY)"
     )
+
+
+def _torch_dist(folder: Path) -> Path:
+    """`folder`, or the folder of a NeMo 2 checkpoint that holds its tensors."""
+    nemo = folder / NEMO_WEIGHTS
+    return nemo if (nemo / ".metadata").is_file() and not (folder / ".metadata").is_file() else folder

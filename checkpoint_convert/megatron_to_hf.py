@@ -1,12 +1,12 @@
 """From a Megatron `torch_dist` checkpoint to a Hugging Face folder that `transformers` and vLLM load."""
 
+import sys
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 from checkpoint_convert.architectures.architecture import Architecture
 from checkpoint_convert.architectures.read import read_architecture
-from checkpoint_convert.assets import copy_assets
 from checkpoint_convert.conversion.convert import Conversion, convert
 from checkpoint_convert.conversion.match import check_all_used, common_dtype
 from checkpoint_convert.conversion.plan import OutputFile, Piece, cut, group, main_dtype, target_file_bytes
@@ -16,8 +16,10 @@ from checkpoint_convert.files import write_json
 from checkpoint_convert.hf_to_megatron import check_source, plan_megatron
 from checkpoint_convert.locate import assets_folder, checkpoint_kind, iteration_folder
 from checkpoint_convert.lora import adapter_config_file, holds_adapters, open_adapters, read_lora
+from checkpoint_convert.model_description import ModelDescription, describe_model
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron, to_megatron
+from checkpoint_convert.saved_arguments import check_arguments
 from checkpoint_convert.tensors.huggingface import HuggingFaceSource
 from checkpoint_convert.tensors.renamed import Renamed
 from checkpoint_convert.tensors.safetensors_file import safetensors_header
@@ -33,6 +35,8 @@ def megatron_to_hf(
     target: Path,
     *,
     base: Path | None = None,
+    config: Path | None = None,
+    from_args: str | None = None,
     dtype: str | None = None,
     workers: int | None = None,
     progress: bool = True,
@@ -40,20 +44,24 @@ def megatron_to_hf(
     """
     Writes safetensors (with an index where they are several), config.json, generation config and tokenizer files.
     `source` is a checkpoint folder with its tracker file, or one iteration's folder. One of LoRA training is merged
-    into `base` (None: the model that it was trained from). `dtype` is "fp32", "bf16", "fp16", or None to keep each
-    tensor's. Run again after an interruption, it continues. Raises UserError.
+    into `base` (None: the model that it was trained from). config.json and the tokenizer are those of the folder
+    `config` (None: of the checkpoint's own `huggingface/`); or config.json is made of the checkpoint's arguments, of
+    the family `from_args`. `dtype` is "fp32", "bf16", "fp16", or None to keep each tensor's. Run again after an
+    interruption, it continues. Raises UserError.
     """
     source, target = Path(source), Path(target)
     if checkpoint_kind(source) != "megatron":
         raise UserError(f"{source}: is a Hugging Face folder; megatron-to-hf wants a Megatron checkpoint")
-    folder, assets = iteration_folder(source), assets_folder(source)
-    architecture = read_architecture(assets)
+    folder = iteration_folder(source)
+    description = describe_model(source, config=config, from_args=from_args)
+    architecture = description.architecture
     # A dtype to convert to is rounded to from the merged weights in fp32: once.
     tensors = open_megatron(folder, architecture, base=base, adapted_dtype="fp32" if dtype else None)
-    options = "".join(f" --{name} {value}" for name, value in (("base", base), ("dtype", dtype)) if value)
+    given = (("base", base), ("config", config), ("from-args", from_args), ("dtype", dtype))
+    options = "".join(f" --{name} {value}" for name, value in given if value)
     try:
         files = plan_huggingface(architecture, tensors.tensors, dtype)
-        states = [FileState.of(path) for path in (assets / "config.json", *tensors.files())]
+        states = [FileState.of(path) for path in (*description.files(), *tensors.files())]
         conversion = Conversion(
             command=f"checkpoint-convert megatron-to-hf {source} {target}{options}",
             source=tensors,
@@ -62,7 +70,7 @@ def megatron_to_hf(
             files=files,
             begin=write_header,
             write_piece=write_piece,
-            finish=lambda journal: _finish(assets, target, files),
+            finish=lambda journal: _finish(description, target, files),
         )
         convert(conversion, workers=workers or default_workers(), progress=progress)
     finally:
@@ -84,8 +92,15 @@ def open_megatron(
         if base is not None:
             raise UserError(f"{folder}: holds whole weights and no LoRA adapters; leave --base out")
         expected = to_megatron(RULES[a.family], a)
-        unpadded = Unpadded(source, expected)
+        unpadded = Unpadded(source, expected, vocabulary_is_padded=check_arguments(source, a))
         check_all_used(folder, unpadded.tensors, expected, may_be_left=lambda name: False)
+        if unpadded.dropped_rows:
+            extra, stored = unpadded.dropped_rows, a.vocab_size + unpadded.dropped_rows
+            print(
+                f"{folder}: {extra} vocabulary rows beyond config.json's vocab_size of {a.vocab_size} are left out as "
+                f"Megatron's padding, though not zero; set vocab_size to {stored} if they are tokens",
+                file=sys.stderr,
+            )
     except BaseException:
         source.close()
         raise
@@ -159,7 +174,7 @@ def write_piece(stream: BinaryIO, piece: Piece, data: memoryview) -> int:
     return zlib.crc32(data)
 
 
-def _finish(assets: Path, target: Path, files: list[OutputFile]) -> None:
+def _finish(description: ModelDescription, target: Path, files: list[OutputFile]) -> None:
     if len(files) > 1:
         weight_map = {piece.tensor: file.name for file in files for piece in file.pieces}
         total = sum(file.num_bytes for file in files)
@@ -167,4 +182,4 @@ def _finish(assets: Path, target: Path, files: list[OutputFile]) -> None:
             target / "model.safetensors.index.json",
             {"metadata": {"total_size": total}, "weight_map": weight_map},
         )
-    copy_assets(assets, target, main_dtype(files))
+    description.write(target, main_dtype(files))

@@ -42,6 +42,11 @@ def _check_megatron(folder: Path) -> None:
                 f"{folder}: holds LoRA adapters alone; name the hf/ folder of their run, or merge them into one with "
                 "checkpoint-convert megatron-to-hf"
             )
+        if files.prefix:
+            raise UserError(
+                f"{folder}: names its tensors {files.prefix}decoder..., as NeMo 2 and Megatron-Bridge do; convert it "
+                "first with checkpoint-convert megatron-to-hf"
+            )
         files.check_files()
     finally:
         files.close()

@@ -18,7 +18,11 @@ def read_architecture(folder: Path) -> Architecture:
     `config.json` in `huggingface/`. Raises UserError for a missing or broken config, an unsupported family,
     or a field that would change the result and is not supported.
     """
-    fields = read_fields(folder)
+    return architecture_of(read_fields(folder))
+
+
+def architecture_of(fields: Fields) -> Architecture:
+    """As `read_architecture`, of fields that were read already."""
     architecture = _family(fields).read(fields)
     heads, groups = architecture.num_attention_heads, architecture.num_key_value_heads
     if heads % groups:

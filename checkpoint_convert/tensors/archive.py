@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -46,7 +47,15 @@ class FileSlice(io.RawIOBase):
 class TorchArchive:
     """A torch.save archive in a slice of an open file. Raises UserError where it is not one, or is not just tensors."""
 
-    def __init__(self, descriptor: int, path: Path, offset: int = 0, length: int | None = None) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        path: Path,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        load: Callable[[bytes], Any] = load_saved,
+    ) -> None:
         self.path, self._base = path, offset
         self._descriptor = descriptor
         length = os.fstat(descriptor).st_size - offset if length is None else length
@@ -55,7 +64,7 @@ class TorchArchive:
                 self._entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
                 if self._entries["data.pkl"].file_size > MAX_PICKLE_BYTES:
                     raise ValueError("its data.pkl is too large")
-                self.content = load_saved(archive.read(self._entries["data.pkl"]))
+                self.content = load(archive.read(self._entries["data.pkl"]))
                 order = self._entries.get("byteorder")
                 if order is not None and archive.read(order) != b"little":
                     raise ValueError("it is big-endian")

@@ -17,6 +17,8 @@ from checkpoint_convert.tensors.pickles import Chunk, Index, Metadata, StoredTen
 from checkpoint_convert.tensors.source import TensorInfo, read_exactly
 
 OPTIMIZER = "optimizer."
+# What wrappers of the model put before its names: NeMo 2 (Lightning) and Megatron-Bridge.
+PREFIX = re.compile(r"((?:(?:model|module)\.)+)(?:embedding|decoder|output_layer)\.")
 STACKED = re.compile(r"decoder\.layers\.(?!\d+\.)(.+)")
 
 
@@ -54,6 +56,7 @@ class TorchDistSource:
         self._elements: dict[_Chunk, int] = {}  # byte offset of a chunk's first element
         self._descriptors: dict[str, int] = {}
         self._lock = Lock()
+        self.prefix = _wrapper_prefix(folder, self._metadata)
         for key, entry in self._metadata.state_dict_metadata.items():
             if isinstance(entry, TensorEntry) and not key.startswith(OPTIMIZER):
                 self._add(key, entry)
@@ -89,6 +92,13 @@ class TorchDistSource:
         if filled != target.size:
             raise UserError(f"{self.folder}: the chunks of {stored.key!r} do not make up the tensor; copy it again")
 
+    def find_object(self, key: str) -> tuple[str, int, int] | None:
+        """File, offset and length in bytes of an object that is stored among the tensors, or None."""
+        place = self._metadata.storage_data.get(Index(key))
+        if place is None or Path(place.relative_path).name != place.relative_path:
+            return None
+        return place.relative_path, place.offset, place.length
+
     def files(self) -> list[Path]:
         names = {chunk.file for chunks in self._chunks.values() for chunk in chunks}
         return [self.folder / ".metadata", *(self.folder / name for name in sorted(names))]
@@ -114,11 +124,12 @@ class TorchDistSource:
         dtype = entry.properties.dtype
         size = tuple(entry.size)
         self._chunks[key] = [self._locate(key, chunk) for chunk in entry.chunks]
-        if stacked := STACKED.fullmatch(key):
+        name = key.removeprefix(self.prefix)
+        if stacked := STACKED.fullmatch(name):
             for layer in range(size[0]):
                 self._name(f"decoder.layers.{layer}.{stacked[1]}", _Stored(key, layer), TensorInfo(size[1:], dtype))
         else:
-            self._name(key, _Stored(key, None), TensorInfo(size, dtype))
+            self._name(name, _Stored(key, None), TensorInfo(size, dtype))
 
     def _name(self, name: str, stored: _Stored, info: TensorInfo) -> None:
         if name in self.tensors:
@@ -160,6 +171,13 @@ class TorchDistSource:
                     message = f"{self.folder / file}: cannot be opened ({error.strerror}); copy the checkpoint again"
                     raise UserError(message) from None
             return self._descriptors[file]
+
+
+def _wrapper_prefix(folder: Path, metadata: Metadata) -> str:
+    found = {match[1] for key in metadata.state_dict_metadata if (match := PREFIX.match(key))}
+    if len(found) > 1:
+        raise UserError(f"{folder}: holds several models ({', '.join(sorted(found))}); save one of them by itself")
+    return next(iter(found), "")
 
 
 def _block_of_layer(chunk: _Chunk, layer: int | None) -> tuple[int, int, int, int, int] | None:

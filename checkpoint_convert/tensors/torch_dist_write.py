@@ -79,9 +79,11 @@ def common_state(a: Architecture) -> dict[str, object]:
         seq_length=a.max_position_embeddings,
         max_position_embeddings=a.max_position_embeddings,
         position_embedding_type="rope",
-        rotary_base=int(a.rope_theta),
+        rotary_base=int(a.rope_theta) if a.rope_theta.is_integer() else a.rope_theta,
         rotary_percent=1.0,
         use_rope_scaling=a.rope_scaling is not None,
+        **_rope_scaling(a),
+        window_size=(a.sliding_window - 1, 0) if a.sliding_window else None,
         swiglu=True,
         normalization="RMSNorm",
         norm_epsilon=a.norm_epsilon,
@@ -101,6 +103,18 @@ def common_state(a: Architecture) -> dict[str, object]:
     )
     content = {"singleton_local_shards": False}
     return {"args": arguments, "checkpoint_version": 3.0, "iteration": 0, "content_metadata": content}
+
+
+def _rope_scaling(a: Architecture) -> dict[str, float]:
+    """Megatron-LM has an argument for the factor alone; the others are NeMo's words, of which we remind ourselves."""
+    if a.rope_scaling is None:
+        return {}
+    return {
+        "rope_scaling_factor": a.rope_scaling.factor,
+        "low_freq_factor": a.rope_scaling.low_freq_factor,
+        "high_freq_factor": a.rope_scaling.high_freq_factor,
+        "old_context_len": a.rope_scaling.original_max_position_embeddings,
+    }
 
 
 def _add_tensors(

@@ -18,20 +18,24 @@ STRETCH_ROWS = 256
 
 class Unpadded:
     """
-    `source` with the shapes of `expected`. Vocabulary rows beyond the true ones are dropped: no token reaches them.
-    Added heads (rows at the end of linear_qkv, columns at the end of linear_proj, and where their adapters have the
-    same) must be exactly zero, else UserError: dropping them would change the model.
+    `source` with the shapes of `expected`. Vocabulary rows beyond the true ones are dropped where it is known that no
+    token reaches them, or where they are zero, or are as many as Megatron pads with: their number is then in
+    `dropped_rows`. Added heads (rows at the end of linear_qkv, columns at the end of linear_proj, and where their
+    adapters have the same) must be exactly zero. Anything else is a UserError: dropping it would change the model.
     """
 
-    def __init__(self, source: TorchDistSource, expected: list[TensorRecipe]) -> None:
+    def __init__(
+        self, source: TorchDistSource, expected: list[TensorRecipe], *, vocabulary_is_padded: bool = False
+    ) -> None:
         self._source = source
         self.tensors: dict[str, TensorInfo] = dict(source.tensors)
+        self.dropped_rows = 0
         for recipe in expected:
             stored = source.tensors.get(recipe.name)
             if stored is not None and _is_padded(recipe, stored.shape):
                 self.tensors[recipe.name] = TensorInfo(recipe.shape, stored.dtype)
-                if recipe.name not in VOCABULARY_ROWS:
-                    self._check_zero(recipe, stored.shape)
+                if not (vocabulary_is_padded and recipe.name in VOCABULARY_ROWS):
+                    self._check_beyond(recipe, stored.shape)
 
     def read_rows(self, name: str, first: int, rows: int, out: memoryview) -> None:
         self._source.read_block(name, first, rows, 0, math.prod(self.tensors[name].shape[1:]), out)
@@ -42,7 +46,7 @@ class Unpadded:
     def close(self) -> None:
         self._source.close()
 
-    def _check_zero(self, recipe: TensorRecipe, stored: tuple[int, ...]) -> None:
+    def _check_beyond(self, recipe: TensorRecipe, stored: tuple[int, ...]) -> None:
         rows, columns = recipe.shape[0], math.prod(recipe.shape[1:])
         all_columns = math.prod(stored[1:])
         if stored[0] > rows:
@@ -55,10 +59,27 @@ class Unpadded:
             out = bytearray(count * num_columns * width)
             self._source.read_block(recipe.name, first, count, first_column, num_columns, memoryview(out))
             if any(out):
-                raise UserError(
-                    f"{self._source.folder}: {recipe.name} is {list(stored)} where config.json says "
-                    f"{list(recipe.shape)}, and what is beyond is not zero; take the config.json of this model"
-                )
+                self._judge(recipe, stored)
+                return
+
+    def _judge(self, recipe: TensorRecipe, stored: tuple[int, ...]) -> None:
+        """Of what is not zero beyond the true size."""
+        fix = "take the config.json of this model"
+        if recipe.name in VOCABULARY_ROWS:
+            if stored[0] in megatron_paddings(recipe.shape[0]):
+                self.dropped_rows = stored[0] - recipe.shape[0]
+                return
+            fix = f"they may be trained tokens: set vocab_size in config.json to {stored[0]}, which keeps them"
+        raise UserError(
+            f"{self._source.folder}: {recipe.name} is {list(stored)} where config.json says {list(recipe.shape)}, and "
+            f"what is beyond is not zero; {fix}"
+        )
+
+
+def megatron_paddings(vocab_size: int) -> set[int]:
+    """The sizes to which Megatron pads a vocabulary: multiples of 128, its default, times a power of two of ranks."""
+    multiples = [128 << power for power in range(7)]
+    return {-(-vocab_size // multiple) * multiple for multiple in multiples}
 
 
 def _is_padded(recipe: TensorRecipe, stored: tuple[int, ...]) -> bool:

@@ -73,7 +73,9 @@ def run_state(engine: Engine, iteration: int, *, loaded_from: Path | None = None
         model = _loadable(model)
         _allow_other_padding(model, engine.architecture, loaded_from)
     optimizer = engine.optimizer.sharded_state_dict(model, is_loading=loaded_from is not None, metadata=dict(CONTENT))
-    return {**model, "optimizer": optimizer, "iteration": iteration, "checkpoint_version": 3.0}
+    # Rows beyond the true vocabulary may hold anything: its size tells a converter that they are padding.
+    vocabulary = {"vocab_size": engine.architecture.vocab_size}
+    return {**model, **vocabulary, "optimizer": optimizer, "iteration": iteration, "checkpoint_version": 3.0}
 
 
 def _model_state(modules: Sequence[GPTModel], *, adapters: bool) -> dict[str, dict[str, Any]]:
