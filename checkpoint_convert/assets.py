@@ -63,4 +63,3 @@ def announcing(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     if isinstance(rope, dict) and isinstance(rope.get("rope_theta"), int | float):
         config["rope_theta"] = rope["rope_theta"]
     return config
-

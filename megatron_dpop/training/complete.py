@@ -1,6 +1,6 @@
 """Which checkpoint a run goes on from: the last complete one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from checkpoint_convert.errors import UserError
@@ -18,23 +18,30 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / TRACKER).exists()
 
 
-def latest_iteration(folder: Path, say: Callable[[str], None]) -> int | None:
-    """The last complete checkpoint of a run, or None; `say` hears of those that are passed over.
+def saved_iterations(folder: Path) -> list[int]:
+    """Of the checkpoints in a run's folder by their names, oldest first; other entries there are their owners'."""
+    numbers = [path.name.removeprefix("iter_") for path in folder.glob("iter_*") if path.is_dir()]
+    found = (int(number) for number in numbers if number.isascii() and number.isdecimal())
+    names = {path.name for path in folder.glob("iter_*") if not path.is_symlink()}
+    return sorted(iteration for iteration in set(found) if iteration_name(iteration) in names)
+
+
+def complete_iterations(folder: Path, say: Callable[[str], None]) -> Iterator[int]:
+    """The complete checkpoints of a run, newest first; `say` hears of those that are passed over.
 
     The tracker is written after everything that it names, so what it does not name yet is not complete. What it names
     is looked at, since a file system that lost its power or its space may have kept the name and not the content.
     Raises UserError where the tracker cannot be read.
     """
     tracked = _tracked(folder)
-    numbers = [path.name.removeprefix("iter_") for path in folder.glob("iter_*")]
-    for iteration in sorted((int(number) for number in numbers if number.isdecimal()), reverse=True):
+    for iteration in reversed(saved_iterations(folder)):
         path = folder / iteration_name(iteration)
         untracked = f"{TRACKER} does not name it yet, so that it may be half-written"
         reason = untracked if iteration > tracked else incompleteness(path)
         if reason is None:
-            return iteration
-        say(f"passing over {path}: {reason}")
-    return None
+            yield iteration
+        else:
+            say(f"passing over {path}: {reason}")
 
 
 def incompleteness(folder: Path) -> str | None:

@@ -68,7 +68,7 @@ class Loop:
         trained_on = StepMetrics(self.engine, self.loss, train.source.dataset, self.stop)
         held_out = StepMetrics(self.engine, self.loss, validation.source.dataset) if validation else None
         if dist.get_rank() == 0:
-            self.recorder = Recorder(self.config, self.folder, self.wandb, first_step=first_step)
+            self.recorder = Recorder(self.config, self.folder, self.wandb, first_step=first_step, say=self.console.say)
             self._heed(self.recorder.unheeded)
         if first_step < steps:
             warm_scales(self.engine, train.source, first_step)

@@ -1,5 +1,6 @@
 """What is kept of a run's numbers, and what the health monitor says of them. On rank 0 only."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from megatron_dpop.config import Config
 from megatron_dpop.config.load import as_dict, flatten
 from megatron_dpop.health import Monitor, Sighting
+from megatron_dpop.training.history import keep_history
 from megatron_dpop.training.run_folder import RunFolder, append_line, write_lines
 from megatron_dpop.training.weights_and_biases import WandbRun
 
@@ -18,11 +20,14 @@ class Recorder:
     The monitor reads the lines that a resumed run keeps anew: what it knows, and health.jsonl, depends on nothing else.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, wandb: WandbRun | None, *, first_step: int) -> None:
+    def __init__(
+        self, config: Config, folder: RunFolder, wandb: WandbRun | None, *, first_step: int, say: Callable[[str], None]
+    ) -> None:
         self._folder = folder
         self._wandb = wandb
         self._monitor = Monitor(flatten(as_dict(config)))
-        kept = [sighting for line in folder.truncate_metrics(first_step) for sighting in self._observe(line)]
+        history = keep_history(folder.metrics, first_step, say)
+        kept = [sighting for line in history for sighting in self._observe(line)]
         write_lines(folder.health, map(asdict, kept))
         # A run that was killed after its last line has not acted on what that line showed.
         self.unheeded = [sighting for sighting in kept if sighting.step == first_step - 1]

@@ -14,10 +14,11 @@ import numpy as np
 import safetensors
 import torch
 import torch.distributed as dist
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import replacing
+from checkpoint_convert.checksums import digest
+from checkpoint_convert.errors import first_line
+from checkpoint_convert.files import write_bytes
 from megatron_dpop.models.lora import adapters_off
 from megatron_dpop.rows.row import Row
 from megatron_dpop.runtime.stop import StopRequest
@@ -115,19 +116,32 @@ def _enter(table: torch.Tensor, row: Row, logps: torch.Tensor, covered: np.ndarr
         at += int(sequences)
 
 
+class DamagedReferenceError(Exception):
+    """A cache that does not hold what was written, or none of ours."""
+
+
 def write_reference(path: Path, logps: ReferenceLogps, key: ReferenceKey) -> None:
-    with replacing(path) as temporary:
-        save_file({"logps": logps}, temporary, metadata={"key": json.dumps(asdict(key))})
+    text = json.dumps(asdict(key))
+    metadata = {"key": text, "checksum": _checksum(logps, text)}
+    write_bytes(path, save({"logps": logps}, metadata=metadata))
 
 
 def read_reference(path: Path) -> tuple[ReferenceLogps, ReferenceKey]:
-    """Raises UserError where the file is not a whole cache of ours."""
+    """Raises DamagedReferenceError where the file is not what was written, or is no cache of ours."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            return file.get_tensor("logps"), ReferenceKey(**json.loads(metadata["key"]))
+            logps = file.get_tensor("logps")
+        if metadata["checksum"] != _checksum(logps, metadata["key"]):
+            raise DamagedReferenceError("its content does not fit its checksum")
+        return logps, ReferenceKey(**json.loads(metadata["key"]))
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: not a readable reference cache ({error}); delete it to compute it anew") from None
+        raise DamagedReferenceError(first_line(error)) from None
+
+
+def _checksum(logps: ReferenceLogps, key: str) -> str:
+    shape = f"{logps.dtype} {logps.shape} {key}"
+    return digest(np.ascontiguousarray(logps).tobytes() + shape.encode())
 
 
 def covers(logps: ReferenceLogps, source: RowSource, steps: int) -> bool:

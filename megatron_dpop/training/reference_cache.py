@@ -3,6 +3,7 @@
 import hashlib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from megatron_dpop.training.console import Console
 from megatron_dpop.training.engine import Engine
 from megatron_dpop.training.heartbeat import Heartbeat
 from megatron_dpop.training.reference import (
+    DamagedReferenceError,
     ReferenceKey,
     compute_reference,
     covers,
@@ -89,9 +91,11 @@ class References:
 
     def _read(self, path: Path, key: ReferenceKey, source: RowSource, steps: int) -> ReferenceLogps | None:
         """What was kept for this very key, be it all that is needed or a part; or all, if only rounding differs."""
-        if not path.exists():
+        found: list[Any] = [self._read_checked(path) if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(found, src=0)  # another run that shares the cache may be replacing it
+        if found[0] is None:
             return None
-        logps, kept_key = read_reference(path)
+        logps, kept_key = found[0]
         differing = kept_key.differs(key)
         given = self.config.reference.cache is not None
         wrong = [name for name in differing if name not in ROUNDING]
@@ -109,6 +113,18 @@ class References:
                 "differ by rounding, which a hinge as steep as DPOP's turns into bias (see reference/drift)"
             )
         return logps
+
+    def _read_checked(self, path: Path) -> tuple[ReferenceLogps, ReferenceKey] | None:
+        """None where nothing is kept, or what is kept is damaged; that is then set aside, be it what it may."""
+        if not path.exists():
+            return None
+        try:
+            return read_reference(path)
+        except DamagedReferenceError as damage:
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside)
+            self.console.say(f"{path} is damaged ({damage}); it is now {aside.name}, and computed anew")
+            return None
 
     def _key(self, source: RowSource) -> ReferenceKey:
         parallel, precision = self.config.parallel, self.config.precision

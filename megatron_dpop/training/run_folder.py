@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ import yaml
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.files import write_json, write_text
 from megatron_dpop.config import Config, dump_config
-from megatron_dpop.config.load import as_dict, flatten
+from megatron_dpop.config.load import as_dict, config_from_dict, flatten
+from megatron_dpop.losses.registry import build_loss
 from megatron_dpop.runtime.devices import on_gpu
 
-# What may change between the starts of one run: nothing that decides what a step computes.
+# What may change between the starts of one run: nothing that decides what a step computes. (A key, or a section.)
 FREE_TO_CHANGE = (
     *("run.", "logging.", "checkpoint.", "parallel."),
-    *("train.recompute", "train.rerun", "train.validate_every"),
+    *("reference.cache", "train.recompute", "train.rerun", "train.validate_every"),
 )
+FREE_TO_GROW = ("train.steps",)
 
 # What `megatron-dpop reference` leaves in a run's folder before the run.
 MADE_BY_REFERENCE = {"reference", "initial", "heartbeat.json", "identity.json"}
@@ -55,14 +58,17 @@ class RunFolder:
                 raise UserError(f"run.dir: {self.path} holds other files and no run; choose an empty or new folder")
             return
         try:
-            old = flatten(yaml.safe_load(existing.read_text(encoding="utf-8")))
+            old = _resolved(yaml.safe_load(existing.read_text(encoding="utf-8")))
         except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
             raise UserError(f"{existing}: not readable; choose a new run.dir or delete this run") from None
-        new = flatten(as_dict(self.config))
-        for key in sorted(old.keys() | new.keys()):
-            if not key.startswith(FREE_TO_CHANGE) and old.get(key) != new.get(key):
+        new = _resolved(as_dict(self.config))
+        # First what both have, such as a loss's name, then what only one of them knows, such as its options.
+        for key in sorted(old.keys() | new.keys(), key=lambda key: (None in (old.get(key), new.get(key)), key)):
+            before, now = old.get(key), new.get(key)
+            grows = key in FREE_TO_GROW and isinstance(before, int) and isinstance(now, int) and now > before
+            if not key.startswith(FREE_TO_CHANGE) and not grows and before != now:
                 raise UserError(
-                    f"run.dir: {self.path} belongs to a run with {key} = {old.get(key)!r}, not {new.get(key)!r}; "
+                    f"run.dir: {self.path} belongs to a run with {key} = {before!r}, not {now!r}; "
                     "choose a new run.dir, or give the old config to continue that run"
                 )
 
@@ -71,20 +77,14 @@ class RunFolder:
         write_text(self.path / "config.yaml", dump_config(self.config))
         write_json(self.path / "environment.json", environment(self.config, world_size))
 
-    def truncate_metrics(self, step: int) -> list[dict[str, Any]]:
-        """Keeps and returns the lines before `step`: a run that resumes there writes the others again."""
-        if not self.metrics.exists():
-            return []
-        kept = []
-        for text in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-                if line["step"] < step:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError):
-                break  # the line that a killed run was writing
-        write_lines(self.metrics, kept)
-        return kept
+
+def _resolved(tree: dict[str, Any]) -> dict[str, Any]:
+    """A config's keys, with the defaults of those that a newer version knows besides, for a kept one."""
+    try:
+        config = config_from_dict(tree, origin="config.yaml")
+        return flatten(as_dict(replace(config, loss=build_loss(config.loss).section())))
+    except UserError:  # of a version that knew other keys: the first that differs is named
+        return flatten(tree)
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:

@@ -23,8 +23,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.files import write_text
 from megatron_dpop.training.checkpoint import CONTENT, run_state
-from megatron_dpop.training.complete import TRACKER, iteration_name
+from megatron_dpop.training.complete import TRACKER, iteration_name, saved_iterations
+from megatron_dpop.training.digests import digests_here, named_digests
 from megatron_dpop.training.engine import Engine
+from megatron_dpop.training.hashed_writing import write_hashed
+from megatron_dpop.training.intact import content_files, write_checksums
 
 PR_SET_PDEATHSIG = 1
 
@@ -50,14 +53,16 @@ class Saver:
         self.told = told
         self._writing = AsyncCallsQueue()
         self._target = folder  # what is being written
+        self._digests = get_context("fork").SimpleQueue()  # of the files that this rank writes
         _collect_results_in_a_fork()
 
     def save(self, iteration: int) -> None:
         """Starts to save, or saves, once the checkpoint before is complete."""
         self.finish()
         self._target = target = self.folder / iteration_name(iteration)
+        self._digests = get_context("fork").SimpleQueue()
         if dist.get_rank() == 0:
-            shutil.rmtree(target, ignore_errors=True)  # left by a run that was killed while saving
+            _make_way(target)
             target.mkdir(parents=True)
         dist.barrier()
         replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
@@ -70,11 +75,13 @@ class Saver:
             content_metadata=CONTENT,
         )
         request.add_finalize_fn(partial(self._complete, iteration))
+        if request.async_fn is not None:  # this rank has something to write
+            request = request._replace(async_fn=partial(write_hashed, request.async_fn, self._digests))
         if not self.asynchronous:
             with self._explaining():
                 request.execute_sync()
             return
-        if request.async_fn is not None:  # this rank has something to write
+        if request.async_fn is not None:
             request = request._replace(async_fn=partial(_in_a_fork, request.async_fn))
         self._writing.schedule_async_request(request)
 
@@ -89,12 +96,18 @@ class Saver:
             self._writing.maybe_finalize_async_calls(blocking=True)
 
     def _complete(self, iteration: int) -> None:
-        """Moves the tracker on, then removes the oldest checkpoints."""
-        if dist.get_rank() == 0:
+        """Writes the checksums, moves the tracker on, then removes the oldest checkpoints."""
+        mine = {} if self._digests.empty() else self._digests.get()
+        by_rank: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(mine, by_rank)
+        if by_rank is not None:
+            digests = {name: value for found in by_rank for name, value in found.items()}
+            rest = {name: path for name, path in content_files(self._target).items() if name not in digests}
+            write_checksums(self._target, digests | named_digests(rest, digests_here))
             write_text(self.folder / TRACKER, str(iteration))
-            complete = sorted(path for path in self.folder.glob("iter_*") if int(path.name[5:]) <= iteration)
+            complete = [saved for saved in saved_iterations(self.folder) if saved <= iteration]
             for old in complete[: -self.keep]:
-                shutil.rmtree(old)
+                shutil.rmtree(self.folder / iteration_name(old))
         self.told(iteration_name(iteration))
 
     @contextmanager
@@ -113,6 +126,14 @@ class Saver:
                 f"{self._target}: cannot be written ({reasons[0]}; {free_bytes / 2**20:.1f} MiB are free there); "
                 "the checkpoint before it is whole: make room"
             ) from None
+
+
+def _make_way(target: Path) -> None:
+    """Removes what a run that was killed while saving has left, or an untrue checkpoint that it went back behind."""
+    if target.is_symlink() or target.is_file():
+        raise UserError(f"{target}: is no folder, and a checkpoint is to be written there; move it away")
+    if target.exists():
+        shutil.rmtree(target)
 
 
 def _in_a_fork(write: Callable[..., None], *arguments: Any) -> None:

@@ -267,7 +267,7 @@ def test_run_folder_of_another_config(world: World) -> None:
     other = config_from_dict({**world.tree(), "loss": {"name": "dpo", "beta": 0.3}}, origin="test")
     (world.run_folder / "config.yaml").write_text(dump_config(other))
     message = world.refused()
-    assert_matches("run.dir: .*/run belongs to a run with loss.lambda = None, not 5.0; choose a new run.dir", message)
+    assert_matches("run.dir: .*/run belongs to a run with loss.name = 'dpo', not 'dpop'; choose a new run.dir", message)
 
 
 def test_run_folder_that_holds_something_else(world: World) -> None:

@@ -136,18 +136,18 @@ def test_lora_leaves_a_merged_model_and_a_peft_folder(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_fails_ends_the_run_with_one_line(tmp_path: Path) -> None:
-    """A fault that shows only in the ranks: the reference cache is damaged."""
+    """A fault that shows only in the ranks: the reference cache is another model's."""
     write_model(tmp_path / "model")
+    write_model(tmp_path / "other", seed=1)
     write_pairs(tmp_path / "pairs.jsonl", 12)
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "train.safetensors").write_bytes(b"not a cache")
     tree = write_config(
         tmp_path, tmp_path / "model", parallel={"tensor": 2}, reference={"cache": str(tmp_path / "cache")}
     )
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
-    done = _command("megatron_dpop", "train", tmp_path / "config.yaml")
+    assert _command("megatron_dpop", "reference", tmp_path / "config.yaml").returncode == 0
+    done = _command("megatron_dpop", "train", tmp_path / "config.yaml", "--model.path", tmp_path / "other")
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if "error" in line]
     assert len(errors) == 1
-    assert "train.safetensors" in errors[0]
+    assert "train.safetensors was made from other weights" in errors[0]
     assert "delete it" in errors[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint_convert.errors import UserError
-from megatron_dpop.training.complete import TRACKER, incompleteness, iteration_name, latest_iteration
+from megatron_dpop.training.complete import TRACKER, complete_iterations, incompleteness, iteration_name
 from tests.distributed import run_ranks
 from tests.tiny import write_config, write_model, write_pairs
 from tests.training import train_here
@@ -30,7 +30,7 @@ def checkpoints(saved: Path, tmp_path: Path) -> Path:
 
 def _found(checkpoints: Path) -> tuple[int | None, list[str]]:
     said: list[str] = []
-    return latest_iteration(checkpoints, said.append), said
+    return next(complete_iterations(checkpoints, said.append), None), said
 
 
 def test_the_last_whole_checkpoint(checkpoints: Path) -> None:
