@@ -4,13 +4,15 @@ runs on both checkpoints. It reads Hugging Face's layout and Megatron's each as 
 linear_qkv by reshaping, not by the converter's rules), so that it would notice a rule that is wrong both ways.
 """
 
-import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from checkpoint_convert.architectures.architecture import Architecture
+from checkpoint_convert.frequencies import frequencies
 from checkpoint_convert.tensors.source import Source
 from checkpoint_convert.tensors.torch_dtypes import TORCH
 
@@ -26,38 +28,37 @@ def forward(source: Source, a: Architecture, tokens: Tensor, *, megatron: bool) 
     """fp32 [tokens, vocab] logits of int64 [tokens], from a source with Megatron's names or with the family's."""
     weights = _Weights(source)
     names = _MEGATRON if megatron else _NAMES.get(a.family, _LLAMA)
-    cos, sin = rotary(a, len(tokens))
-    x = weights.rows(names["embedding"], tokens)  # [tokens, hidden]
+    rotations = {sliding: _cosines_and_sines(a, len(tokens), sliding=sliding) for sliding in (False, True)}
+    x = a.embedding_multiplier * weights.rows(names["embedding"], tokens)  # [tokens, hidden]
     for layer in range(a.num_layers):
         read = _Layer(weights, names, layer)
         normed = _rms_norm(x, read("norm1"), a)
         q, k, v = _megatron_qkv(read, normed, a) if megatron else _split_qkv(read, normed, a)
         if a.qk_norm:
             q, k = _rms_norm(q, read("q_norm"), a), _rms_norm(k, read("k_norm"), a)
-        x = x + F.linear(
-            _attend(_rotate(q, cos, sin), _rotate(k, cos, sin), v, a),
-            read("output"),
-            read("output_bias") if a.attention_output_bias else None,
-        )
-        normed = _rms_norm(x, read("norm2"), a)
-        gate, up = F.linear(normed, read("gate_up")).chunk(2, -1) if megatron else _gate_up(read, normed)
-        x = x + F.linear(F.silu(gate) * up, read("down"))
+        if layer not in a.unrotated_layers:
+            cos, sin = rotations[a.window(layer) is not None]
+            q, k = _rotate(q, cos, sin, a), _rotate(k, cos, sin, a)
+        mixed = _attend(q, k, v, a, a.window(layer))
+        x = _added(x, F.linear(mixed, read("output"), _bias(read, "output_bias", a.attention_output_bias)), read, 1, a)
+        gate, up = _gate_up(read, _rms_norm(x, read("norm2"), a))
+        x = _added(x, F.linear(_ACTIVATIONS[a.activation](gate) * up, read("down")), read, 2, a)
     x = _rms_norm(x, weights(names["final_norm"]), a)
-    return F.linear(x, weights(names["embedding" if a.tied_embeddings else "head"]))
+    return F.linear(x, weights(names["embedding" if a.tied_embeddings else "head"])) / a.logits_divisor
 
 
-def rotary(a: Architecture, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """fp32 [tokens, head_dim / 2] cosines and sines; Llama 3's scaling as in its release (`apply_scaling`)."""
-    frequencies = 1.0 / a.rope_theta ** (torch.arange(0, a.head_dim, 2, dtype=torch.float32) / a.head_dim)
-    if s := a.rope_scaling:
-        wavelength = 2 * math.pi / frequencies
-        smooth = (s.original_max_position_embeddings / wavelength - s.low_freq_factor) / (
-            s.high_freq_factor - s.low_freq_factor
-        )
-        smooth = smooth.clamp(0, 1)  # 0: long waves, divided by the factor; 1: short waves, kept
-        frequencies = frequencies * (smooth + (1 - smooth) / s.factor)
-    angles = torch.arange(num_tokens, dtype=torch.float32)[:, None] * frequencies
-    return angles.cos(), angles.sin()
+def _cosines_and_sines(a: Architecture, num_tokens: int, *, sliding: bool) -> tuple[Tensor, Tensor]:
+    """fp32 [tokens, rotary_dim / 2]."""
+    per_position, factor = frequencies(a, sliding=sliding)
+    angles = torch.arange(num_tokens, dtype=torch.float32)[:, None] * per_position
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def _added(x: Tensor, half: Tensor, read: "_Layer", number: int, a: Architecture) -> Tensor:
+    """What came into a layer's half, and what the half gives."""
+    if a.post_norms:
+        half = _rms_norm(half, read(f"post_norm{number}"), a)
+    return x + a.residual_multiplier * half
 
 
 class _Weights:
@@ -94,43 +95,58 @@ def _megatron_qkv(read: _Layer, x: Tensor, a: Architecture) -> tuple[Tensor, Ten
     """Each [tokens, heads, head_dim]; linear_qkv is [groups, (queries of the group, key, value), head_dim]."""
     groups, d = a.num_key_value_heads, a.head_dim
     per_group = a.num_attention_heads // groups
-    mixed = F.linear(x, read("qkv"), read("qkv_bias") if a.qkv_bias else None).view(len(x), groups, per_group + 2, d)
+    mixed = F.linear(x, read("qkv"), _bias(read, "qkv_bias", a.qkv_bias)).view(len(x), groups, per_group + 2, d)
     q, k, v = mixed.split([per_group, 1, 1], dim=2)
     return q.reshape(len(x), -1, d), k.reshape(len(x), groups, d), v.reshape(len(x), groups, d)
 
 
 def _split_qkv(read: _Layer, x: Tensor, a: Architecture) -> tuple[Tensor, Tensor, Tensor]:
-    if read.has("qkv"):  # Qwen1: [q; k; v]
-        q, k, v = F.linear(x, read("qkv"), read("qkv_bias")).chunk(3, -1)
+    if read.has("qkv"):  # Qwen1, Phi-3: [q; k; v]
+        heads = (a.num_attention_heads, a.num_key_value_heads, a.num_key_value_heads)
+        fused = F.linear(x, read("qkv"), _bias(read, "qkv_bias", a.qkv_bias))
+        q, k, v = fused.split([number * a.head_dim for number in heads], -1)
     else:
-        q, k, v = (F.linear(x, read(n), read(f"{n}_bias") if a.qkv_bias else None) for n in ("q", "k", "v"))
+        q, k, v = (F.linear(x, read(n), _bias(read, f"{n}_bias", a.qkv_bias)) for n in ("q", "k", "v"))
     return q.view(len(x), -1, a.head_dim), k.view(len(x), -1, a.head_dim), v.view(len(x), -1, a.head_dim)
 
 
+def _bias(read: _Layer, role: str, has: bool) -> Tensor | None:
+    return read(role) if has else None
+
+
 def _gate_up(read: _Layer, x: Tensor) -> tuple[Tensor, Tensor]:
+    if read.has("gate_up"):  # Megatron, Phi-3, GLM: [gate; up]
+        gate, up = F.linear(x, read("gate_up")).chunk(2, -1)
+        return gate, up
     return F.linear(x, read("gate")), F.linear(x, read("up"))
 
 
 def _rms_norm(x: Tensor, weight: Tensor, a: Architecture) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + a.norm_epsilon) * weight
+    normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + a.norm_epsilon)
+    return normed * (1 + weight if a.zero_centered_norms else weight)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    one, two = x.chunk(2, -1)
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, a: Architecture) -> Tensor:
+    """The first `rotary_dim` dimensions of each head: halves against each other, or even against odd."""
+    rotated, rest = x[..., : a.rotary_dim], x[..., a.rotary_dim :]
+    one, two = (rotated[..., ::2], rotated[..., 1::2]) if a.rotary_interleaved else rotated.chunk(2, -1)
     cos, sin = cos[:, None], sin[:, None]
-    return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+    turned = (one * cos - two * sin, two * cos + one * sin)
+    joined = torch.stack(turned, -1).flatten(-2) if a.rotary_interleaved else torch.cat(turned, -1)
+    return torch.cat([joined, rest], -1)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, a: Architecture) -> Tensor:
-    """[tokens, heads * head_dim], causal, within the sliding window where the model has one."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, a: Architecture, window: int | None) -> Tensor:
+    """[tokens, heads * head_dim], causal, within the sliding window where the layer has one."""
     tokens = len(q)
     distance = torch.arange(tokens)[:, None] - torch.arange(tokens)[None]
-    seen = (distance >= 0) & (distance < (a.sliding_window or tokens))
+    seen = (distance >= 0) & (distance < (window or tokens))
     q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=a.attention_scale, enable_gqa=True)
     return mixed[0].transpose(0, 1).reshape(tokens, -1)
 
 
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 _LLAMA = {
     "embedding": "model.embed_tokens.weight",
     "norm1": "model.layers.{layer}.input_layernorm.weight",
@@ -146,6 +162,24 @@ _LLAMA = {
     "down": "model.layers.{layer}.mlp.down_proj.weight",
     "final_norm": "model.norm.weight",
     "head": "lm_head.weight",
+}
+_GATE_UP = {"gate_up": "model.layers.{layer}.mlp.gate_up_proj.weight"}
+_PHI3 = {
+    **_LLAMA,
+    **_GATE_UP,
+    "qkv": "model.layers.{layer}.self_attn.qkv_proj.weight",
+}
+_GLM4 = {
+    **_LLAMA,
+    **_GATE_UP,
+    "post_norm1": "model.layers.{layer}.post_self_attn_layernorm.weight",
+    "post_norm2": "model.layers.{layer}.post_mlp_layernorm.weight",
+}
+_GEMMA = {
+    **_LLAMA,
+    "post_norm1": "model.layers.{layer}.post_attention_layernorm.weight",
+    "norm2": "model.layers.{layer}.pre_feedforward_layernorm.weight",
+    "post_norm2": "model.layers.{layer}.post_feedforward_layernorm.weight",
 }
 _QWEN1 = {
     "embedding": "transformer.wte.weight",
@@ -169,10 +203,12 @@ _MEGATRON = {
     "k_norm": "decoder.layers.{layer}.self_attention.k_layernorm.weight",
     "output": "decoder.layers.{layer}.self_attention.linear_proj.weight",
     "output_bias": "decoder.layers.{layer}.self_attention.linear_proj.bias",
+    "post_norm1": "decoder.layers.{layer}.self_attention.linear_proj.post_layernorm.weight",
     "norm2": "decoder.layers.{layer}.mlp.linear_fc1.layer_norm_weight",
     "gate_up": "decoder.layers.{layer}.mlp.linear_fc1.weight",
     "down": "decoder.layers.{layer}.mlp.linear_fc2.weight",
+    "post_norm2": "decoder.layers.{layer}.mlp.linear_fc2.post_layernorm.weight",
     "final_norm": "decoder.final_layernorm.weight",
     "head": "output_layer.weight",
 }
-_NAMES = {"qwen": _QWEN1}
+_NAMES = {"qwen": _QWEN1, "phi3": _PHI3, "glm": _GLM4, "glm4": _GLM4, "gemma3_text": _GEMMA}

@@ -1,6 +1,7 @@
 """A decoder's shape and options, independent of any framework (no torch here)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -11,6 +12,36 @@ class RopeScaling:
     low_freq_factor: float
     high_freq_factor: float
     original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Positions divided by a factor (`rope_type: linear`)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN, arXiv 2309.00071 (`rope_type: yarn`): long waves divided by the factor, short ones kept."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0  # of cosines and sines
+    truncate: bool = True  # the ramp begins and ends at whole dimensions
+
+
+@dataclass(frozen=True)
+class ShortScaling:
+    """LongRoPE, arXiv 2402.13753 (`rope_type: longrope`), as it is within the original length."""
+
+    factors: tuple[float, ...]  # of each pair of dimensions' wave length
+    attention_factor: float = 1.0  # of cosines and sines
+
+
+Scaling = RopeScaling | LinearScaling | YarnScaling | ShortScaling
 
 
 @dataclass(frozen=True)
@@ -25,12 +56,33 @@ class Architecture:
     num_key_value_heads: int
     head_dim: int
     vocab_size: int  # true size, never padded
-    max_position_embeddings: int
+    max_position_embeddings: int  # up to which the model is computed as here, rope scaling included
     norm_epsilon: float
     rope_theta: float
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: Scaling | None = None
     tied_embeddings: bool = False
     qkv_bias: bool = False
     attention_output_bias: bool = False
     qk_norm: bool = False
-    sliding_window: int | None = None
+    sliding_window: int | None = None  # tokens that a token sees, itself included
+    full_attention_layers: tuple[int, ...] = ()  # counted from 0, where others slide a window
+    sliding_rope_theta: float | None = None  # of the layers that slide, unscaled, where it is another
+    unrotated_layers: tuple[int, ...] = ()  # counted from 0, whose attention knows no positions
+    rotary_percent: float = 1.0  # of each head's dimensions; the rest keeps no position
+    rotary_interleaved: bool = False  # rotates each even dimension against the odd one after it
+    attention_scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
+    post_norms: bool = False  # norms after attention and feed-forward too, before they are added
+    zero_centered_norms: bool = False  # norms multiply by 1 + weight
+    activation: Literal["silu", "gelu_tanh"] = "silu"  # of the feed-forward's gate
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0  # of what attention and feed-forward add
+    logits_divisor: float = 1.0
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many of a head's dimensions are rotated, the first ones."""
+        return int(self.head_dim * self.rotary_percent)
+
+    def window(self, layer: int) -> int | None:
+        """Of a layer, counted from 0."""
+        return None if layer in self.full_attention_layers else self.sliding_window

@@ -1,10 +1,12 @@
 """The tables: adding a family is adding a table (and a reader of its `config.json`)."""
 
 import re
+from collections.abc import Callable
 
 from checkpoint_convert.architectures.architecture import Architecture
 from checkpoint_convert.rules.layouts import (
     feed_forward,
+    fused_gate_up,
     gate_then_up,
     grouped_from_fused_qkv,
     grouped_qkv,
@@ -35,26 +37,68 @@ def _untied(a: Architecture) -> bool:
     return not a.tied_embeddings
 
 
-def _llama_like() -> tuple[Rule, ...]:
-    """Llama, Yi, SmolLM2, Mistral, Qwen2, Qwen3: one naming; biases and norms by the architecture's flags."""
+def _fused_qkv(layer: str) -> tuple[Rule, ...]:
+    """Phi-3."""
+    name = layer + "self_attn.qkv_proj.weight"
+    return (Rule(LAYER + "self_attention.linear_qkv.weight", (name,), grouped_from_fused_qkv, hidden),)
+
+
+def _split_qkv(layer: str) -> tuple[Rule, ...]:
+    names = tuple(f"{layer}self_attn.{part}_proj" for part in "qkv")
+    weights, biases = tuple(n + ".weight" for n in names), tuple(n + ".bias" for n in names)
+    target = LAYER + "self_attention.linear_qkv."
+    return (
+        Rule(target + "weight", weights, grouped_qkv, hidden),
+        Rule(target + "bias", biases, grouped_qkv, when=_qkv_bias),
+    )
+
+
+def _fused_mlp(layer: str) -> tuple[Rule, ...]:
+    """Phi-3, GLM."""
+    return (Rule(LAYER + "mlp.linear_fc1.weight", (layer + "mlp.gate_up_proj.weight",), fused_gate_up, hidden),)
+
+
+def _split_mlp(layer: str) -> tuple[Rule, ...]:
+    names = (layer + "mlp.gate_proj.weight", layer + "mlp.up_proj.weight")
+    return (Rule(LAYER + "mlp.linear_fc1.weight", names, gate_then_up, hidden),)
+
+
+Part = Callable[[str], tuple[Rule, ...]]
+
+
+def _llama_like(
+    *,
+    qkv: Part = _split_qkv,
+    mlp: Part = _split_mlp,
+    second_norm: str = "post_attention_layernorm",
+    post_norms: tuple[str, str] | None = None,
+) -> tuple[Rule, ...]:
+    """Llama's naming, which most families share; biases and norms by the architecture's flags.
+
+    second_norm: the one before the feed-forward. post_norms: those after attention and after the feed-forward.
+    """
     layer = "model.layers.{layer}."
-    attention, mlp = layer + "self_attn.", layer + "mlp."
-    qkv = (attention + "q_proj", attention + "k_proj", attention + "v_proj")
-    weights, biases = tuple(n + ".weight" for n in qkv), tuple(n + ".bias" for n in qkv)
-    to_qkv, to_fc1 = LAYER + "self_attention.linear_qkv.", LAYER + "mlp.linear_fc1."
-    to_attention = LAYER + "self_attention."
+    attention = layer + "self_attn."
+    to_attention, to_mlp = LAYER + "self_attention.", LAYER + "mlp."
+    after_attention: tuple[Rule, ...] = ()
+    after_mlp: tuple[Rule, ...] = ()
+    if post_norms is not None:
+        first, second = (layer + name + ".weight" for name in post_norms)
+        after_attention = (Rule(to_attention + "linear_proj.post_layernorm.weight", (first,), whole(hidden)),)
+        after_mlp = (Rule(to_mlp + "linear_fc2.post_layernorm.weight", (second,), whole(hidden)),)
     return (
         Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), whole(vocabulary), hidden),
-        Rule(to_qkv + "layer_norm_weight", (layer + "input_layernorm.weight",), whole(hidden)),
-        Rule(to_qkv + "weight", weights, grouped_qkv, hidden),
-        Rule(to_qkv + "bias", biases, grouped_qkv, when=_qkv_bias),
+        Rule(to_attention + "linear_qkv.layer_norm_weight", (layer + "input_layernorm.weight",), whole(hidden)),
+        *qkv(layer),
         Rule(to_attention + "q_layernorm.weight", (attention + "q_norm.weight",), whole(head), when=_qk_norm),
         Rule(to_attention + "k_layernorm.weight", (attention + "k_norm.weight",), whole(head), when=_qk_norm),
         Rule(to_attention + "linear_proj.weight", (attention + "o_proj.weight",), whole(hidden), queries),
         Rule(to_attention + "linear_proj.bias", (attention + "o_proj.bias",), whole(hidden), when=_output_bias),
-        Rule(to_fc1 + "layer_norm_weight", (layer + "post_attention_layernorm.weight",), whole(hidden)),
-        Rule(to_fc1 + "weight", (mlp + "gate_proj.weight", mlp + "up_proj.weight"), gate_then_up, hidden),
-        Rule(LAYER + "mlp.linear_fc2.weight", (mlp + "down_proj.weight",), whole(hidden), feed_forward),
+        *after_attention,
+        Rule(to_mlp + "linear_fc1.layer_norm_weight", (layer + second_norm + ".weight",), whole(hidden)),
+        *mlp(layer),
+        Rule(to_mlp + "linear_fc2.weight", (layer + "mlp.down_proj.weight",), whole(hidden), feed_forward),
+        *after_mlp,
         Rule("decoder.final_layernorm.weight", ("model.norm.weight",), whole(hidden)),
         Rule("output_layer.weight", ("lm_head.weight",), whole(vocabulary), hidden, when=_untied),
     )
@@ -84,11 +128,23 @@ def _qwen1() -> tuple[Rule, ...]:
 
 
 RULES: dict[str, tuple[Rule, ...]] = {
+    "ernie4_5": _llama_like(),
+    "gemma3_text": _llama_like(
+        second_norm="pre_feedforward_layernorm",
+        post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+    ),
+    "glm": _llama_like(mlp=_fused_mlp),
+    "glm4": _llama_like(mlp=_fused_mlp, post_norms=("post_self_attn_layernorm", "post_mlp_layernorm")),
+    "granite": _llama_like(),
+    "internlm3": _llama_like(),
     "llama": _llama_like(),
     "mistral": _llama_like(),
+    "phi3": _llama_like(qkv=_fused_qkv, mlp=_fused_mlp),
     "qwen": _qwen1(),
     "qwen2": _llama_like(),
     "qwen3": _llama_like(),
+    "seed_oss": _llama_like(),
+    "smollm3": _llama_like(),
 }
 
 # Buffers that old checkpoints carry and that are functions of the config: rotary frequencies, causal masks.

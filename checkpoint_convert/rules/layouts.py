@@ -47,6 +47,12 @@ def grouped_qkv(a: Architecture) -> list[tuple[int, int, int]]:
 
 
 def grouped_from_fused_qkv(a: Architecture) -> list[tuple[int, int, int]]:
-    """`linear_qkv` from one tensor [q; k; v] (Qwen1's `c_attn`; as many key/value heads as heads)."""
-    d, block = a.head_dim, a.num_attention_heads * a.head_dim
-    return [(0, part * block + g * d, d) for g in range(a.num_attention_heads) for part in range(3)]
+    """`linear_qkv` from one tensor [q; k; v] (Qwen1's `c_attn`, Phi-3's `qkv_proj`)."""
+    q, k = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
+    first = (0, q, q + k)  # row of the tensor
+    return [(0, first[part] + start, rows) for part, start, rows in grouped_qkv(a)]
+
+
+def fused_gate_up(a: Architecture) -> list[tuple[int, int, int]]:
+    """`linear_fc1` from one tensor [gate; up], as Megatron stores it."""
+    return [(0, 0, 2 * a.ffn_hidden_size)]

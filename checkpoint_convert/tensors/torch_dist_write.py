@@ -18,6 +18,7 @@ STACK = "decoder.layers."
 EXTRA_STATE_FILE = "__1_0.distcp"
 # What Transformer Engine's modules ask for beside their weights; the local spec does not, and ignores it.
 _PER_LAYER = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+_POST_NORMS = ("self_attention.linear_proj.post_layernorm", "mlp.linear_fc2.post_layernorm")
 _PER_LAYER_NORMS = ("self_attention.q_layernorm", "self_attention.k_layernorm")
 
 
@@ -147,7 +148,7 @@ def _write_extra_states(folder: Path, entries: dict[str, Any], places: dict[Any,
     buffer = io.BytesIO()
     write_object_archive(buffer, [tensor_call((0,), "uint8")], {"0": b""})
     empty = buffer.getvalue()
-    modules = _PER_LAYER + (_PER_LAYER_NORMS if a.qk_norm else ())
+    modules = _PER_LAYER + (_PER_LAYER_NORMS if a.qk_norm else ()) + (_POST_NORMS if a.post_norms else ())
     keys = [
         f"{STACK}{module}._extra_state/shard_{layer}_{a.num_layers}"
         for module in modules

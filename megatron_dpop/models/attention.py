@@ -16,6 +16,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from checkpoint_convert.architectures import Architecture
 from megatron_dpop.models.layout import RowLayout
 from megatron_dpop.models.rotary import rotate
 from megatron_dpop.models.varlen import attend_varlen
@@ -28,14 +29,17 @@ class TreeAttention(MegatronModule):
     def __init__(
         self,
         config: TransformerConfig,
+        layer_number: int,  # of the whole model, from 1
         *_: Any,
-        softmax_scale: float | None = None,
+        architecture: Architecture,
         pg_collection: ProcessGroupCollection,
         **__: Any,
     ) -> None:
         super().__init__(config=config)
-        self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
-        self.window = config.window_size[0] + 1 if config.window_size else None
+        layer = layer_number - 1
+        self.softmax_scale = architecture.attention_scale or 1.0 / math.sqrt(architecture.head_dim)
+        self.window = architecture.window(layer)
+        self.is_rotated = layer not in architecture.unrotated_layers
         self.context_group = pg_collection.cp
 
     def forward(
@@ -51,8 +55,8 @@ class TreeAttention(MegatronModule):
         # torch's fused attention on CPUs is faster in fp32 than in bf16, with its gradient: by a third at the
         # lengths of most pairs with matrix tiles, twice without.
         dtype = query.dtype if query.is_cuda else torch.promote_types(query.dtype, torch.float32)
-        rotated_query = rotate(query[:, 0], packed_seq_params, dtype)
-        keys, values = rotate(key[:, 0], packed_seq_params, dtype), value[:, 0]
+        rotated_query = self._rotated(query[:, 0], packed_seq_params, dtype)
+        keys, values = self._rotated(key[:, 0], packed_seq_params, dtype), value[:, 0]
         if self.context_group.size() > 1:
             gathered = gather_row(torch.cat((keys.to(value.dtype), values), dim=1), self.context_group)
             keys, values = gathered.chunk(2, dim=1)
@@ -69,6 +73,14 @@ class TreeAttention(MegatronModule):
             window=self.window,
         )
         return mixed.to(query.dtype).reshape(query.shape[0], 1, -1)
+
+    def _rotated(self, states: Tensor, layout: RowLayout, dtype: torch.dtype) -> Tensor:
+        """By the angles of this layer's kind; [tokens, heads, head_dim] to `dtype` of the same shape."""
+        rotation = layout.rotation if self.window is None else layout.sliding_rotation
+        if not self.is_rotated:
+            return states.to(dtype)
+        assert rotation is not None, "RowRotaryEmbedding fills it in"
+        return rotate(states, rotation, dtype)
 
 
 def gather_row(shard: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:

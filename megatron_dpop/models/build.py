@@ -1,5 +1,6 @@
 """From an `Architecture` to the `GPTModel` that reproduces it at a layout."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,13 +33,13 @@ def transformer_config(
         num_query_groups=kv_heads,
         kv_channels=architecture.head_dim,
         normalization="RMSNorm",
+        layernorm_zero_centered_gamma=architecture.zero_centered_norms,
         layernorm_epsilon=architecture.norm_epsilon,
         gated_linear_unit=True,
-        activation_func=F.silu,
+        activation_func=F.silu if architecture.activation == "silu" else F.gelu,
         add_bias_linear=False,
         add_qkv_bias=architecture.qkv_bias,
         qk_layernorm=architecture.qk_norm,
-        window_size=(architecture.sliding_window - 1, 0) if architecture.sliding_window else None,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         perform_initialization=False,  # weights are always loaded
@@ -115,4 +116,15 @@ def _build_chunk(
         pg_collection=groups,
     )
     model.rotary_pos_emb = RowRotaryEmbedding(architecture)
+    if model.pre_process and architecture.embedding_multiplier != 1.0:
+        # Rounded to the weights' dtype as transformers rounds it: Gemma was trained with sqrt(3072) as 55.5.
+        multiplier = float(torch.tensor(architecture.embedding_multiplier, dtype=config.params_dtype))
+        model.embedding.register_forward_hook(partial(_multiplied, by=multiplier))
+    if model.post_process and architecture.logits_divisor != 1.0:
+        # The output layer is linear: dividing what goes in divides the logits, wherever they are computed.
+        model.decoder.final_layernorm.register_forward_hook(partial(_multiplied, by=1 / architecture.logits_divisor))
     return model
+
+
+def _multiplied(module: torch.nn.Module, inputs: object, output: torch.Tensor, *, by: float) -> torch.Tensor:
+    return output * by

@@ -8,19 +8,28 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron_dpop.rows.context import AttentionPlan
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """Cosines and sines of the tokens' angles, fp32 [tokens / cp, 1, rotary_dim / 2], and what they turn."""
+
+    cosines: torch.Tensor
+    sines: torch.Tensor
+    interleaved: bool = False
+
+
 @dataclass
 class RowLayout(PackedSeqParams):
     """Carried to attention and rotary embedding by Megatron's own `packed_seq_params` argument.
 
     `positions` is int64 [tokens / cp], counted from the start of each token's trunk; `attention` says which of the
-    row's keys this rank's tokens see. `cosines` and `sines` of the positions' angles are fp32
-    [tokens / cp, 1, head_dim / 2]; each pipeline stage's `RowRotaryEmbedding` fills them in.
+    row's keys this rank's tokens see. Each pipeline stage's `RowRotaryEmbedding` fills in the rotation of the row's
+    positions, and that of layers that slide a window.
     """
 
     positions: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     attention: AttentionPlan = field(default_factory=lambda: AttentionPlan((), (), ()))
-    cosines: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    sines: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    rotation: Rotation | None = None
+    sliding_rotation: Rotation | None = None
 
     def __post_init__(self) -> None:
         # Megatron's "thd" branches assume flat sequences that start at position 0; a row keeps [tokens, 1, ...].

@@ -7,33 +7,24 @@ the angles' cosines and sines are computed once a row, and `megatron_dpop.models
 from typing import Any
 
 import torch
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch import Tensor
 
 from checkpoint_convert.architectures import Architecture
-from megatron_dpop.models.layout import RowLayout
+from checkpoint_convert.frequencies import frequencies
+from megatron_dpop.models.layout import Rotation, RowLayout
 
 
-class RowRotaryEmbedding(RotaryEmbedding):
+class RowRotaryEmbedding(torch.nn.Module):
     """Stands in for `GPTModel.rotary_pos_emb`: same angles, taken at the row's positions and left in its layout."""
 
-    inv_freq: Tensor  # fp32 [head_dim / 2]
-
     def __init__(self, architecture: Architecture) -> None:
-        super().__init__(
-            kv_channels=architecture.head_dim,
-            rotary_percent=1.0,
-            rotary_base=architecture.rope_theta,
+        super().__init__()
+        self.interleaved = architecture.rotary_interleaved
+        # Plain attributes, which a model's conversion to bf16 leaves alone.
+        self.waves = frequencies(architecture)
+        self.sliding_waves = (
+            frequencies(architecture, sliding=True) if architecture.sliding_rope_theta is not None else self.waves
         )
-        scaling = architecture.rope_scaling
-        if scaling is not None:
-            self.inv_freq = self._apply_scaling(
-                self.inv_freq,
-                factor=scaling.factor,
-                low_freq_factor=scaling.low_freq_factor,
-                high_freq_factor=scaling.high_freq_factor,
-                original_max_position_embeddings=scaling.original_max_position_embeddings,
-            )
 
     def get_rotary_seq_len(self, *args: Any, **_: Any) -> RowLayout:
         """Megatron asks here how many positions it needs and hands the answer to `forward`: give it the layout."""
@@ -43,35 +34,53 @@ class RowRotaryEmbedding(RotaryEmbedding):
 
     def forward(self, layout: RowLayout, **_: Any) -> None:
         """Megatron's attention rotates nothing where it is given nothing."""
-        angles = torch.outer(layout.positions.float(), self.inv_freq)[:, None]
-        layout.cosines, layout.sines = angles.cos(), angles.sin()
+        layout.rotation = layout.sliding_rotation = self._rotation(self.waves, layout.positions)
+        if self.sliding_waves is not self.waves:
+            layout.sliding_rotation = self._rotation(self.sliding_waves, layout.positions)
+
+    def _rotation(self, waves: tuple[Tensor, float], positions: Tensor) -> Rotation:
+        per_position, factor = waves
+        angles = torch.outer(positions.float(), per_position.to(positions.device))[:, None]
+        return Rotation(angles.cos() * factor, angles.sin() * factor, self.interleaved)
 
 
-def rotate(states: Tensor, layout: RowLayout, dtype: torch.dtype) -> Tensor:
-    """Rotates each head's first half against its second by the token's angles.
+def rotate(states: Tensor, rotation: Rotation, dtype: torch.dtype) -> Tensor:
+    """Rotates pairs of each head's first dimensions by the token's angles: halves, or even against odd.
 
     states [tokens, heads, head_dim] to `dtype` [tokens, heads, head_dim], in which it is computed.
     """
-    return _Rotate.apply(states, layout.cosines.to(dtype), layout.sines.to(dtype))
+    return _Rotate.apply(states, rotation.cosines.to(dtype), rotation.sines.to(dtype), rotation.interleaved)
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        ctx.dtype = states.dtype
+    def forward(ctx: Any, states: Tensor, cosines: Tensor, sines: Tensor, interleaved: bool) -> Tensor:
+        ctx.dtype, ctx.interleaved = states.dtype, interleaved
         ctx.save_for_backward(cosines, sines)
-        return _rotated(states.to(cosines.dtype), cosines, sines, sign=1)
+        return _rotated(states.to(cosines.dtype), cosines, sines, interleaved=interleaved, sign=1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _rotated(grad, *ctx.saved_tensors, sign=-1).to(ctx.dtype), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        result = _rotated(grad, *ctx.saved_tensors, interleaved=ctx.interleaved, sign=-1)
+        return result.to(ctx.dtype), None, None, None
 
 
-def _rotated(states: Tensor, cosines: Tensor, sines: Tensor, *, sign: int) -> Tensor:
-    first, second = states.chunk(2, dim=-1)
+def _rotated(states: Tensor, cosines: Tensor, sines: Tensor, *, interleaved: bool, sign: int) -> Tensor:
     result = torch.empty(states.shape, dtype=states.dtype, device=states.device)
-    turned_first, turned_second = result.chunk(2, dim=-1)
+    width = 2 * cosines.shape[-1]
+    if width < states.shape[-1]:
+        result[..., width:] = states[..., width:]
+    first, second = _pairs(states[..., :width], interleaved)
+    turned_first, turned_second = _pairs(result[..., :width], interleaved)
     torch.mul(first, cosines, out=turned_first).addcmul_(second, sines, value=-sign)
     torch.mul(second, cosines, out=turned_second).addcmul_(first, sines, value=sign)
     return result
+
+
+def _pairs(states: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """What is rotated against what, as views."""
+    if interleaved:
+        return states[..., ::2], states[..., 1::2]
+    first, second = states.chunk(2, dim=-1)
+    return first, second

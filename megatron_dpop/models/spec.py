@@ -15,7 +15,11 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from checkpoint_convert.architectures import Architecture
 from megatron_dpop.models.attention import TreeAttention
 from megatron_dpop.models.gate import GatedSilu
+from megatron_dpop.models.gelu import GatedGelu
 from megatron_dpop.models.norm import RMSNorm
+from megatron_dpop.models.residual import set_residuals
+
+GATES = {"silu": GatedSilu, "gelu_tanh": GatedGelu}
 
 
 def block_spec(
@@ -35,10 +39,11 @@ def block_spec(
             layer.self_attention.submodules.q_layernorm = norm
             layer.self_attention.submodules.k_layernorm = norm
     attention = layer.self_attention.submodules
-    attention.core_attention = TreeAttention
-    layer.mlp.keywords["submodules"].activation_func = GatedSilu
+    attention.core_attention = partial(TreeAttention, architecture=architecture)
+    layer.mlp.keywords["submodules"].activation_func = GATES[architecture.activation]
     if architecture.attention_output_bias:
         attention.linear_proj = partial(_with_bias, attention.linear_proj)
+    set_residuals(layer, config, architecture, norm)
     spec = ModuleSpec(module=TransformerLayer, submodules=layer)
     return TransformerBlockSubmodules(
         layer_specs=[spec] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=norm

@@ -99,6 +99,8 @@ def layer_activations(architecture: Architecture, choice: LayoutChoice, row: Row
     if architecture.qk_norm:
         normed = tokens * (widths.query + widths.key)
         attention["inputs of the query and key norms"] = normed * size
+    if architecture.post_norms:
+        attention["input of the norm after it"] = feed_forward["input of the norm after it"] = hidden * size
     if choice.lora:
         attention["between the adapters' factors"] = len(choice.lora.targets) * tokens * choice.lora.rank * size
     is_varlen = kernels.attention == "varlen" and choice.params != "fp32"

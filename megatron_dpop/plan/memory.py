@@ -141,7 +141,8 @@ def _activations(
     # tensor that the first norm, or recomputation, keeps anyway.
     if not is_last or choice.chunks > 1:
         kept += hidden * choice.bytes
-    angles = row.tokens / choice.context * architecture.head_dim * FP32
+    rotations = 1 if architecture.sliding_rope_theta is None else 2
+    angles = rotations * row.tokens / choice.context * architecture.rotary_dim * FP32
     total = chunks * (kept + angles)
     if is_last:
         total += hidden * choice.bytes + score_bytes(architecture, choice, row)

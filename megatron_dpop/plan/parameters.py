@@ -46,7 +46,7 @@ def stage_parameters(architecture: Architecture, choice: LayoutChoice, stage: in
     """What each tensor-parallel rank of a pipeline stage holds, all its model chunks together."""
     widths = Widths.of(architecture, choice)
     layers = int(choice.stage_layers(architecture.num_layers)[stage])
-    norms = 2 * widths.hidden + (2 * widths.head_dim if architecture.qk_norm else 0)
+    norms = (4 if architecture.post_norms else 2) * widths.hidden + (2 * widths.head_dim if architecture.qk_norm else 0)
     biases = (widths.query + 2 * widths.key if architecture.qkv_bias else 0) + (
         widths.hidden if architecture.attention_output_bias else 0
     )

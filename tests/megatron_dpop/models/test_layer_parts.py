@@ -9,7 +9,7 @@ from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_
 from torch import Tensor
 
 from megatron_dpop.models.gate import GatedSilu
-from megatron_dpop.models.layout import RowLayout
+from megatron_dpop.models.layout import Rotation
 from megatron_dpop.models.norm import RMSNorm
 from megatron_dpop.models.rotary import rotate
 
@@ -70,7 +70,7 @@ def test_gate_keeps_its_input_alone() -> None:
 def test_rotation_is_megatrons() -> None:
     heads, head_dim = 3, 16
     angles = _random(TOKENS, head_dim // 2)
-    layout = RowLayout(cosines=angles[:, None].cos(), sines=angles[:, None].sin())
+    rotation = Rotation(angles[:, None].cos(), angles[:, None].sin())
     states, grad = _random(TOKENS, heads, head_dim), _random(TOKENS, heads, head_dim, seed=1)
     freqs = torch.cat((angles, angles), dim=-1)[:, None, None, :]
 
@@ -78,7 +78,7 @@ def test_rotation_is_megatrons() -> None:
         return _apply_rotary_pos_emb_bshd(states[:, None], freqs)[:, 0]
 
     expected = _with_gradient(megatrons, [states], grad)
-    found = _with_gradient(lambda states: rotate(states, layout, torch.float32), [states], grad)
+    found = _with_gradient(lambda states: rotate(states, rotation, torch.float32), [states], grad)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
 
@@ -86,6 +86,6 @@ def test_rotation_is_megatrons() -> None:
 def test_rotation_of_bf16_is_exact_to_fp32() -> None:
     """Attention on a CPU is in fp32, and so is the rotation before it: nothing is rounded to bf16 between."""
     angles = _random(TOKENS, 8)
-    layout = RowLayout(cosines=angles[:, None].cos(), sines=angles[:, None].sin())
+    rotation = Rotation(angles[:, None].cos(), angles[:, None].sin())
     states = _random(TOKENS, 2, 16, dtype=torch.bfloat16)
-    assert torch.equal(rotate(states, layout, torch.float32), rotate(states.float(), layout, torch.float32))
+    assert torch.equal(rotate(states, rotation, torch.float32), rotate(states.float(), rotation, torch.float32))
