@@ -11,6 +11,9 @@ transformers adds is noticed:
   `.integer_or_none` and `.get`. Null is not absent: what a null means is for `build` to say.
 - `only`: fields of which some values are built; `None` needs no mention. `common_fields.COMMON` has those of every
   family (dropout, quantization, encoder-decoders, ...); an entry here takes the place of the one there.
+- `own`: fields of `common_fields.COMMON` that this family builds with any value.
+- `hidden_defaults`: what transformers' class reads of a config without defining it as a field.
+- `default_theta`: rotary base of a config that names none.
 - `harmless`: the family's own fields that provably change nothing; `common_fields.HARMLESS` has those of every family.
 
 Whatever else stands in a `config.json` and is not null is refused by name.
@@ -23,6 +26,7 @@ from typing import Any
 from checkpoint_convert.architectures.architecture import Architecture
 from checkpoint_convert.architectures.common_fields import COMMON, HARMLESS
 from checkpoint_convert.architectures.fields import Fields, Only
+from checkpoint_convert.architectures.rope import DEFAULT_THETA
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,16 @@ class Family:
     build: Callable[[Fields], Architecture]
     only: Mapping[str, Only] = field(default_factory=dict)
     harmless: frozenset[str] = frozenset()
+    own: frozenset[str] = frozenset()
+    hidden_defaults: Mapping[str, Any] = field(default_factory=dict)
+    default_theta: float = DEFAULT_THETA
 
     def read(self, fields: Fields) -> Architecture:
         """The architecture that these fields describe. Raises UserError for any that it cannot honour."""
-        fields = Fields(fields.path, fields.values, self.defaults)
+        defaults = {**self.defaults, **self.hidden_defaults, "rope_theta": self.default_theta}
+        fields = Fields(fields.path, fields.values, defaults)
         for name, only in {**COMMON, **self.only}.items():
-            if name not in self.harmless:
+            if name not in self.harmless | self.own:
                 fields.require(name, only)
         architecture = self.build(fields)
         fields.refuse_unknown(HARMLESS | self.harmless)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from checkpoint_convert.architectures.architecture import Architecture
-from checkpoint_convert.architectures.families import FAMILIES
+from checkpoint_convert.architectures.families import FAMILIES, NOT_BUILT
 from checkpoint_convert.architectures.family import Family
 from checkpoint_convert.architectures.fields import Fields
 from checkpoint_convert.errors import UserError
@@ -65,8 +65,9 @@ def _family(fields: Fields) -> Family:
     model_type = fields.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
+        why = f" ({NOT_BUILT[model_type]})" if isinstance(model_type, str) and model_type in NOT_BUILT else ""
         raise fields.error(
-            f"model_type {model_type!r} is not supported", f"the families are {', '.join(sorted(FAMILIES))}"
+            f"model_type {model_type!r} is not supported{why}", f"the families are {', '.join(sorted(FAMILIES))}"
         )
     names = fields.get("architectures")
     if names is not None and names not in [[name] for name in family.model_classes]:

@@ -11,11 +11,20 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    Ernie4_5Config,
+    Gemma3TextConfig,
+    Glm4Config,
+    GlmConfig,
+    GraniteConfig,
+    InternLM3Config,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    SeedOssConfig,
+    SmolLM3Config,
 )
 
 from tests.checkpoint_convert.qwen1 import Qwen1
@@ -30,6 +39,27 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
+}
+TOKENS_OF_OTHERS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": 4, "pad_token_id": None}
+ROPE = {  # all shorter than what the tests compute
+    "linear": {"rope_type": "linear", "factor": 3.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 3.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    "yarn-mscale": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "beta_fast": 24.0,
+        "beta_slow": 2.0,
+        "mscale": 1.5,
+        "mscale_all_dim": 0.75,
+        "truncate": False,
+    },
+    "longrope": {
+        "rope_type": "longrope",
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0],
+        "long_factor": [2.0] * 6,
+    },
 }
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -59,7 +89,46 @@ CONFIGS = {
     "qwen1.5": lambda: Qwen2Config(**{**SMALL, "num_key_value_heads": 4}),
     "qwen2": lambda: Qwen2Config(**SMALL, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
     "qwen2.5-tied": lambda: Qwen2Config(**{**SMALL, "tie_word_embeddings": True}),
+    "qwen2-late-window": lambda: Qwen2Config(
+        **SMALL, use_sliding_window=True, sliding_window=7, max_window_layers=2, attn_implementation="eager"
+    ),
+    "qwen2-yarn": lambda: Qwen2Config(**SMALL, rope_scaling=ROPE["yarn"]),
     "qwen3": lambda: Qwen3Config(**SMALL, head_dim=32),
+    "qwen3-yarn-mscale": lambda: Qwen3Config(**SMALL, head_dim=32, rope_scaling=ROPE["yarn-mscale"]),
+    "llama-linear": lambda: _llama(rope_scaling=ROPE["linear"]),
+    "smollm3": lambda: SmolLM3Config(**SMALL, **TOKENS_OF_OTHERS, no_rope_layer_interval=2),
+    "smollm3-window": lambda: SmolLM3Config(
+        **SMALL,
+        **TOKENS_OF_OTHERS,
+        no_rope_layers=[1, 0, 0, 1],
+        use_sliding_window=True,
+        sliding_window=7,
+        attn_implementation="eager",
+    ),
+    "glm4": lambda: Glm4Config(**SMALL, **TOKENS_OF_OTHERS, head_dim=16),
+    "glm": lambda: GlmConfig(**SMALL, **TOKENS_OF_OTHERS, head_dim=24),
+    "ernie4.5": lambda: Ernie4_5Config(**SMALL, head_dim=24),
+    "internlm3": lambda: InternLM3Config(**SMALL, head_dim=16, rope_scaling=ROPE["dynamic"]),
+    "seed-oss": lambda: SeedOssConfig(**SMALL, head_dim=32),
+    "phi3": lambda: Phi3Config(**SMALL, **TOKENS_OF_OTHERS, sliding_window=9, attn_implementation="eager"),
+    "phi4-mini": lambda: Phi3Config(
+        **{**SMALL, **TOKENS_OF_OTHERS, "tie_word_embeddings": True},
+        original_max_position_embeddings=128,
+        partial_rotary_factor=0.75,
+        rope_scaling=ROPE["longrope"],
+    ),
+    "granite": lambda: GraniteConfig(
+        **SMALL, embedding_multiplier=12.0, logits_scaling=0.7, residual_multiplier=0.22, attention_multiplier=0.15
+    ),
+    "gemma3": lambda: Gemma3TextConfig(
+        **{**SMALL, "tie_word_embeddings": True},
+        head_dim=24,
+        query_pre_attn_scalar=20,
+        sliding_window=9,
+        sliding_window_pattern=2,
+        rope_scaling=ROPE["linear"],
+        attn_implementation="eager",
+    ),
 }
 FAMILIES = [*CONFIGS, "qwen1"]
 

@@ -1,13 +1,13 @@
 """Qwen1.5, Qwen2 and Qwen2.5 (`qwen2`), and Qwen3 dense."""
 
 from checkpoint_convert.architectures.architecture import Architecture
-from checkpoint_convert.architectures.decoder import SILU, decoder, window_of_late_layers
+from checkpoint_convert.architectures.decoder import SILU, decoder, windows_of_late_layers
 from checkpoint_convert.architectures.family import Family
 from checkpoint_convert.architectures.fields import Fields, Only
 
 
 def _qwen2(fields: Fields) -> Architecture:
-    return decoder(fields, family="qwen2", qkv_bias=True, sliding_window=window_of_late_layers(fields))
+    return decoder(fields, family="qwen2", qkv_bias=True, **windows_of_late_layers(fields))
 
 
 def _qwen3(fields: Fields) -> Architecture:
@@ -19,7 +19,7 @@ def _qwen3(fields: Fields) -> Architecture:
         attention_output_bias=bias,
         qk_norm=True,
         head_dim=fields.integer("head_dim"),
-        sliding_window=window_of_late_layers(fields),
+        **windows_of_late_layers(fields),
     )
 
 

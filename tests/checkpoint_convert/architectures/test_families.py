@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from checkpoint_convert.architectures.common_fields import COMMON, HARMLESS
 from checkpoint_convert.architectures.families import FAMILIES
 from checkpoint_convert.architectures.family import Family
+from checkpoint_convert.architectures.rope import DEFAULT_THETA
 from checkpoint_convert.rules.families import RULES
 
 OF_TRANSFORMERS = [family for family in FAMILIES.values() if family.config_class]
@@ -33,8 +34,11 @@ def test_every_field_of_transformers_has_one_place_and_its_default(family: Famil
     for name, default in family.defaults.items():
         # head_dim of Qwen2 and the like: read by the model though its config class does not define it.
         assert own.get(name) == default, name
+    assert not set(family.hidden_defaults) & set(own)
+    theta = getattr(getattr(transformers, family.config_class or ""), "default_theta", DEFAULT_THETA)
+    assert family.default_theta == (theta["global"] if isinstance(theta, dict) else theta)
     for name, only in {**COMMON, **family.only}.items():
-        if name in own and name not in family.harmless:
+        if name in own and name not in family.harmless | family.own:
             assert own[name] is None or own[name] in only.values, f"the default of {name} would be refused"
             assert name in family.defaults or own[name] is None, f"{name} needs transformers' default"
 

@@ -116,9 +116,12 @@ def test_mistral_window_and_its_default_groups(tmp_path: Path) -> None:
     [
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"mlp_bias": True}, "mlp_bias"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"type": "linear"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, "longrope"),
+        ({"rope_scaling": {"rope_type": "ntk-by-parts", "factor": 2.0}}, "ntk-by-parts"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "extrapolation_factor": 2.0}}, "extrapolation_factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": {"factor": 3.0}}, "factor"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
@@ -126,6 +129,8 @@ def test_mistral_window_and_its_default_groups(tmp_path: Path) -> None:
         ({"attention_dropout": 0.1}, "attention_dropout"),
         ({"residual_multiplier": 0.22}, "residual_multiplier"),
         ({"model_type": "gemma"}, "gemma"),
+        ({"model_type": "gemma2"}, "caps attention scores"),
+        ({"model_type": "qwen3_moe"}, "mixture of experts"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"hidden_size": None}, "hidden_size"),
         ({"hidden_size": "4096"}, "hidden_size"),
@@ -145,13 +150,20 @@ def test_what_is_not_supported_is_named(change: dict[str, Any], named: str, tmp_
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 28}, "max_window_layers"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "for 32 layers"),
+        ({"layer_types": ["full_attention"] * 31 + ["sliding_attention"]}, "no window slides"),
+        ({"layer_types": ["full_attention"] * 31 + ["chunked_attention"]}, "chunked_attention"),
     ],
 )
-def test_mixed_windows_are_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+def test_windows_that_do_not_fit_are_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=named):
         read_architecture(folder(tmp_path, QWEN2 | change))
+
+
+def test_windows_of_late_layers(tmp_path: Path) -> None:
+    change = {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 25}
+    a = read_architecture(folder(tmp_path, QWEN2 | change))
+    assert [a.window(layer) for layer in range(32)] == [None] * 25 + [4096] * 7
 
 
 @pytest.mark.parametrize("change", [{"no_bias": False}, {"rotary_pct": 0.25}, {"intermediate_size": 11}])

@@ -32,6 +32,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
         qkv_bias=family == "qwen" or draw(st.booleans()),
         attention_output_bias=draw(st.booleans()),
         qk_norm=draw(st.booleans()),
+        post_norms=family in ("gemma3_text", "glm4"),
     )
 
 
@@ -79,8 +80,9 @@ def test_query_key_value_stand_where_megatron_reads_them(a: Architecture) -> Non
     per_group = a.num_attention_heads // groups
     mixed = megatron["decoder.layers.0.self_attention.linear_qkv.weight"].view(groups, per_group + 2, d, -1)
     query, key, value = (part.reshape(-1, a.hidden_size) for part in mixed.split([per_group, 1, 1], dim=1))
-    if a.family == "qwen":
-        expected = original["transformer.h.0.attn.c_attn.weight"].chunk(3)
+    fused = {"qwen": "transformer.h.0.attn.c_attn.weight", "phi3": "model.layers.0.self_attn.qkv_proj.weight"}
+    if a.family in fused:
+        expected = original[fused[a.family]].split([a.num_attention_heads * d, groups * d, groups * d])
     else:
         expected = tuple(original[f"model.layers.0.self_attn.{n}_proj.weight"] for n in "qkv")
     assert all(torch.equal(x, y) for x, y in zip((query, key, value), expected, strict=True))
