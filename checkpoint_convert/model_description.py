@@ -19,6 +19,8 @@ from checkpoint_convert.tensors.torch_dist import TorchDistSource
 # Where Megatron-Bridge and NeMo 2 keep the tokenizer, from the folder that holds the tensors.
 TOKENIZERS = (Path("tokenizer"), Path("..") / "context" / "nemo_tokenizer")
 
+TOLD_BY_ARGUMENTS = ("llama", "mistral", "qwen2", "qwen3")
+
 
 @dataclass(frozen=True)
 class ModelDescription:
@@ -57,7 +59,12 @@ def describe_model(source: Path, *, config: Path | None, from_args: str | None) 
 def _from_arguments(folder: Path, name: str) -> ModelDescription:
     family = FAMILIES.get(name)
     if family is None:
-        raise UserError(f"--from-args: {name} is no family; the families are {', '.join(sorted(FAMILIES))}")
+        raise UserError(f"--from-args: {name} is no family; the families are {', '.join(TOLD_BY_ARGUMENTS)}")
+    if name not in TOLD_BY_ARGUMENTS:
+        raise UserError(
+            f"--from-args: Megatron's arguments do not tell all of a {name} model; "
+            f"give a folder with its config.json with --config (they do of {', '.join(TOLD_BY_ARGUMENTS)})"
+        )
     source = TorchDistSource(folder)
     try:
         found = read_arguments(source)

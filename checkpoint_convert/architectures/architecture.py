@@ -83,6 +83,20 @@ class Architecture:
         """How many of a head's dimensions are rotated, the first ones."""
         return int(self.head_dim * self.rotary_percent)
 
+    @property
+    def unrotated_pattern(self) -> list[int] | None:
+        """Megatron's `no_rope_freq`: 1 for each layer without rotary positions, None where all have them."""
+        return (
+            [int(layer in self.unrotated_layers) for layer in range(self.num_layers)] if self.unrotated_layers else None
+        )
+
+    @property
+    def window_pattern(self) -> list[int] | None:
+        """Megatron's `window_attn_skip_freq`: 1 for each layer that slides a window, None where all do or none."""
+        if self.sliding_window is None or not self.full_attention_layers:
+            return None
+        return [int(layer not in self.full_attention_layers) for layer in range(self.num_layers)]
+
     def window(self, layer: int) -> int | None:
         """Of a layer, counted from 0."""
         return None if layer in self.full_attention_layers else self.sliding_window

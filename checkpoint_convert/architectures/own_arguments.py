@@ -9,7 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoint_convert.architectures.architecture import Architecture, RopeScaling
+from checkpoint_convert.architectures.architecture import (
+    Architecture,
+    LinearScaling,
+    RopeScaling,
+    YarnScaling,
+)
 
 Arguments = Mapping[str, Any]
 
@@ -150,7 +155,8 @@ def _activation(value: Any, arguments: Arguments) -> Any:
     name = value.get("_target_") if isinstance(value, Mapping) else value
     if not isinstance(name, str):
         return "silu" if arguments.get("gated_linear_unit", True) else value
-    return name.rpartition(".")[2]
+    name = name.rpartition(".")[2]
+    return "gelu_tanh" if name in ("fast_gelu", "gelu_pytorch_tanh") else name
 
 
 def _always(value: Any) -> Callable[[Architecture], Any]:
@@ -158,6 +164,44 @@ def _always(value: Any) -> Callable[[Architecture], Any]:
 
 
 def _empty(value: Any, arguments: Arguments) -> Any:
+    return value or None
+
+
+def _llama3(a: Architecture) -> RopeScaling | None:
+    return a.rope_scaling if isinstance(a.rope_scaling, RopeScaling) else None
+
+
+def _linear(a: Architecture) -> float | None:
+    return a.rope_scaling.factor if isinstance(a.rope_scaling, LinearScaling) else None
+
+
+def _yarn(a: Architecture) -> YarnScaling | None:
+    return a.rope_scaling if isinstance(a.rope_scaling, YarnScaling) else None
+
+
+def _of_yarn(read: Callable[[YarnScaling], float]) -> Callable[[Architecture], float | None]:
+    return lambda a: None if (yarn := _yarn(a)) is None else read(yarn)
+
+
+def _if_ours(theirs: Any, ours: Any) -> bool:
+    """Megatron has a value for it whether or not it is used."""
+    return ours is None or _equal(theirs, ours)
+
+
+def _every_nth_unrotated(value: Any, arguments: Arguments) -> Any:
+    """Megatron says either which layers, or that each n-th is one."""
+    return _pattern(value, arguments, nth=1)
+
+
+def _every_nth_full(value: Any, arguments: Arguments) -> Any:
+    return _pattern(value, arguments, nth=0) if arguments.get("window_size") else None
+
+
+def _pattern(value: Any, arguments: Arguments, *, nth: int) -> Any:
+    if isinstance(value, int) and value > 0:
+        return [nth if (layer + 1) % value == 0 else 1 - nth for layer in range(arguments["num_layers"])]
+    if isinstance(value, list | tuple):
+        return list(value) if nth in value else None
     return value or None
 
 
@@ -171,17 +215,31 @@ ROWS: tuple[Row, ...] = (
     Row(("norm_epsilon", "layernorm_epsilon"), "rms_norm_eps", lambda a: a.norm_epsilon),
     Row(("vocab_size",), "vocab_size", lambda a: a.vocab_size, agree=_covered),
     Row(("normalization",), "normalization", _always("RMSNorm")),
-    Row(("apply_layernorm_1p", "layernorm_zero_centered_gamma"), "norms of 1 + weight:", _always(False)),
+    Row(
+        ("apply_layernorm_1p", "layernorm_zero_centered_gamma"), "norms of 1 + weight:", lambda a: a.zero_centered_norms
+    ),
     Row(("rotary_base",), "rope_theta", lambda a: a.rope_theta),
-    Row(("rotary_percent",), "partial_rotary_factor", _always(1.0)),
-    Row(("rotary_interleaved",), "interleaved rotary:", _always(False)),
-    Row(("use_rope_scaling", "rope_scaling", "scale_factor"), "rope scaling", lambda a: a.rope_scaling, _rope_scaling),
-    Row(("rotary_seq_len_interpolation_factor", "seq_len_interpolation_factor"), "linear scaling", _always(None)),
-    Row(("position_embedding_type",), "position embedding", _always("rope")),
-    Row(("no_rope_freq",), "layers without rotary", _always(None), _empty),
-    Row(("swiglu",), "a gated feed-forward:", _always(True)),
+    Row(("rotary_percent",), "partial_rotary_factor", lambda a: a.rotary_percent),
+    Row(("rotary_interleaved",), "interleaved rotary:", lambda a: a.rotary_interleaved),
+    Row(("use_rope_scaling", "rope_scaling", "scale_factor"), "rope scaling", _llama3, _rope_scaling),
+    Row(("rotary_seq_len_interpolation_factor", "seq_len_interpolation_factor"), "linear scaling", _linear, _empty),
+    Row(("position_embedding_type",), "position embedding", lambda a: "yarn" if _yarn(a) else "rope"),
+    Row(
+        ("yarn_original_max_position_embeddings",),
+        "yarn's original length",
+        _of_yarn(lambda y: y.original_max_position_embeddings),
+        agree=_if_ours,
+    ),
+    Row(
+        ("rotary_scaling_factor", "yarn_rotary_scaling_factor"),
+        "yarn's factor",
+        _of_yarn(lambda y: y.factor),
+        agree=_if_ours,
+    ),
+    Row(("no_rope_freq",), "layers without rotary", lambda a: a.unrotated_pattern, _every_nth_unrotated),
+    Row(("swiglu",), "hidden_act silu:", lambda a: a.activation == "silu"),
     Row(("gated_linear_unit",), "a gated feed-forward:", _always(True)),
-    Row(("activation_func",), "hidden_act", _always("silu"), _activation),
+    Row(("activation_func",), "hidden_act", lambda a: a.activation, _activation),
     Row(("add_bias_linear",), "biases of all linears:", _always(False)),
     Row(("add_qkv_bias",), "biases of q, k and v:", lambda a: a.qkv_bias),
     Row(("qk_layernorm",), "norms of q and k:", lambda a: a.qk_norm),
@@ -189,8 +247,8 @@ ROWS: tuple[Row, ...] = (
     Row(("untie_embeddings_and_output_weights",), "untied embeddings:", lambda a: not a.tied_embeddings),
     Row(("share_embeddings_and_output_weights",), "tie_word_embeddings", lambda a: a.tied_embeddings),
     Row(("window_size",), "sliding_window", lambda a: a.sliding_window, _window),
-    Row(("window_attn_skip_freq",), "layers without a window", _always(None), _empty),
-    Row(("softmax_scale",), "attention scale", _always(None)),
+    Row(("window_attn_skip_freq",), "layers with a window", lambda a: a.window_pattern, _every_nth_full),
+    Row(("softmax_scale",), "attention scale", lambda a: a.attention_scale),
     Row(("softmax_type",), "softmax", _always("vanilla")),
     Row(("num_experts", "num_moe_experts"), "experts", _always(None), _empty),
     Row(("multi_latent_attention",), "multi-latent attention:", _always(False)),

@@ -3,12 +3,13 @@
 import argparse
 import io
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.architectures.architecture import Architecture
+from checkpoint_convert.architectures.architecture import Architecture, LinearScaling, RopeScaling, YarnScaling
 from checkpoint_convert.files import replacing, write_text
 from checkpoint_convert.tensors.archive import tensor_call, write_object_archive
 from checkpoint_convert.tensors.pickle_write import Call, Name, dumps
@@ -79,14 +80,19 @@ def common_state(a: Architecture) -> dict[str, object]:
         kv_channels=a.head_dim,
         seq_length=a.max_position_embeddings,
         max_position_embeddings=a.max_position_embeddings,
-        position_embedding_type="rope",
+        position_embedding_type="yarn" if isinstance(a.rope_scaling, YarnScaling) else "rope",
         rotary_base=int(a.rope_theta) if a.rope_theta.is_integer() else a.rope_theta,
-        rotary_percent=1.0,
-        use_rope_scaling=a.rope_scaling is not None,
+        rotary_percent=a.rotary_percent,
+        rotary_interleaved=a.rotary_interleaved,
+        use_rope_scaling=isinstance(a.rope_scaling, RopeScaling),
         **_rope_scaling(a),
+        no_rope_freq=a.unrotated_pattern,
         window_size=(a.sliding_window - 1, 0) if a.sliding_window else None,
-        swiglu=True,
+        window_attn_skip_freq=a.window_pattern,
+        softmax_scale=a.attention_scale,
+        swiglu=a.activation == "silu",
         normalization="RMSNorm",
+        apply_layernorm_1p=a.zero_centered_norms,
         norm_epsilon=a.norm_epsilon,
         add_position_embedding=True,
         add_bias_linear=False,
@@ -106,16 +112,32 @@ def common_state(a: Architecture) -> dict[str, object]:
     return {"args": arguments, "checkpoint_version": 3.0, "iteration": 0, "content_metadata": content}
 
 
-def _rope_scaling(a: Architecture) -> dict[str, float]:
-    """Megatron-LM has an argument for the factor alone; the others are NeMo's words, of which we remind ourselves."""
-    if a.rope_scaling is None:
-        return {}
-    return {
-        "rope_scaling_factor": a.rope_scaling.factor,
-        "low_freq_factor": a.rope_scaling.low_freq_factor,
-        "high_freq_factor": a.rope_scaling.high_freq_factor,
-        "old_context_len": a.rope_scaling.original_max_position_embeddings,
-    }
+def _rope_scaling(a: Architecture) -> dict[str, object]:
+    scaling = a.rope_scaling
+    if isinstance(
+        scaling, RopeScaling
+    ):  # Megatron-LM has an argument for the factor alone; the others are NeMo's words
+        return {
+            "rope_scaling_factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "old_context_len": scaling.original_max_position_embeddings,
+        }
+    if isinstance(scaling, LinearScaling):
+        return {"rotary_seq_len_interpolation_factor": scaling.factor}
+    if isinstance(scaling, YarnScaling):
+        # With mscale_all_dim 0 cosines and sines are multiplied by 0.1 * mscale * log(factor) + 1.
+        mscale = 10 * (scaling.attention_factor - 1) / math.log(scaling.factor) if scaling.factor > 1 else 1.0
+        return {
+            "rotary_scaling_factor": scaling.factor,
+            "yarn_original_max_position_embeddings": scaling.original_max_position_embeddings,
+            "yarn_beta_fast": scaling.beta_fast,
+            "yarn_beta_slow": scaling.beta_slow,
+            "yarn_correction_range_round_to_int": scaling.truncate,
+            "mscale": mscale,
+            "mscale_all_dim": 0.0,
+        }
+    return {}
 
 
 def _add_tensors(

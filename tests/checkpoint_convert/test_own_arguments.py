@@ -22,9 +22,10 @@ from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
 from checkpoint_convert.tensors.common_state import read_common_state
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
+from checkpoint_convert.tensors.torch_dist_write import common_state
 from checkpoint_convert.verify import verify
 from checkpoint_convert.weights import check_weights
-from tests.checkpoint_convert.models import save_small
+from tests.checkpoint_convert.models import CONFIGS, save_small
 
 # As Megatron-LM keeps them, with what is no plain data.
 FURTHER: dict[str, Any] = {
@@ -57,6 +58,42 @@ def own(folder: Path) -> dict[str, Any]:
         return dict(read_common_state(source)["args"])
     finally:
         source.close()
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_what_we_write_agrees_with_every_family(family: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[family]().to_dict()))
+    a = read_architecture(tmp_path)
+    written: Any = common_state(a)["args"]
+    assert disagreements(vars(written), a) == []
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "named"),
+    [
+        ("smollm3", {"no_rope_freq": 2}, None),  # Megatron-LM's other spelling of [0, 1, 0, 1]
+        ("smollm3", {"no_rope_freq": 4}, "no_rope_freq 4 where config.json has layers without rotary [0, 1, 0, 1]"),
+        ("smollm3", {"no_rope_freq": None}, "no_rope_freq None"),
+        ("gemma3", {"window_attn_skip_freq": 2}, None),
+        ("gemma3", {"window_attn_skip_freq": None}, "window_attn_skip_freq None"),
+        ("gemma3", {"apply_layernorm_1p": False}, "apply_layernorm_1p False"),
+        ("gemma3", {"activation_func": "torch.nn.functional.silu"}, "hidden_act gelu_tanh"),
+        ("gemma3", {"rotary_seq_len_interpolation_factor": None}, "linear scaling 3.0"),
+        ("glm4", {"rotary_interleaved": False}, "rotary_interleaved False"),
+        ("glm4", {"rotary_percent": 1.0}, "partial_rotary_factor 0.5"),
+        ("granite", {"softmax_scale": None}, "attention scale 0.15"),
+        ("qwen2-yarn", {"position_embedding_type": "rope"}, "position embedding yarn"),
+        ("qwen2-yarn", {"rotary_scaling_factor": 8.0}, "yarn's factor 4.0"),
+        ("llama3", {"no_rope_freq": [0, 0, 0, 0]}, None),
+        ("llama3", {"rotary_interleaved": True}, "rotary_interleaved True"),
+    ],
+)
+def test_what_a_family_adds_is_compared(family: str, change: dict[str, Any], named: str | None, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[family]().to_dict()))
+    a = read_architecture(tmp_path)
+    written: Any = common_state(a)["args"]
+    found = disagreements({**vars(written), **change}, a)
+    assert (named in "; ".join(found)) if named else not found
 
 
 def save_arguments(folder: Path, **changes: Any) -> None:
