@@ -50,8 +50,8 @@ def copy_files(source: Path, target: Path) -> None:
 
 def announcing(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     """
-    `config` as we write it: it announces `dtype`, and `torch_dtype` and `rope_theta` stand beside transformers 5's
-    `dtype` and `rope_parameters`, for the many readers that know the former alone.
+    `config` as we write it: it announces `dtype`, and `torch_dtype`, `rope_theta` and `rope_scaling` stand beside
+    transformers 5's `dtype` and `rope_parameters`, for the many readers that know the former alone.
     """
     config = dict(config)
     for name in ("dtype", "torch_dtype") if "dtype" in config else ("torch_dtype",):
@@ -62,4 +62,6 @@ def announcing(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and isinstance(rope.get("rope_theta"), int | float):
         config["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
     return config

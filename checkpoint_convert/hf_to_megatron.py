@@ -71,19 +71,21 @@ def hf_to_megatron(
 def check_source(folder: Path, source: HuggingFaceSource, a: Architecture) -> None:
     """Raises UserError unless each tensor has exactly one place in the architecture, and each place a tensor."""
     expected = from_megatron(RULES[a.family], a)
+    embedding = RULES[a.family][0].family[0]
+    if a.tied_embeddings and embedding not in source.tensors and "lm_head.weight" in source.tensors:
+        source.rename("lm_head.weight", embedding)  # transformers ties either to the one that is there
     copies = {"lm_head.weight"} if a.tied_embeddings else set()
 
     def may_be_left(name: str) -> bool:
         return name in copies or RECOMPUTED.fullmatch(name) is not None
 
     check_all_used(folder, source.tensors, expected, may_be_left=may_be_left)
-    if a.tied_embeddings and "lm_head.weight" in source.tensors:
-        embedding = RULES[a.family][0].family[0]
-        if not same_elements(source, "lm_head.weight", embedding):
-            raise UserError(
-                f"{folder}: lm_head.weight differs from {embedding} though config.json ties them; "
-                "set tie_word_embeddings to false if the weights are right"
-            )
+    both = a.tied_embeddings and "lm_head.weight" in source.tensors
+    if both and not same_elements(source, "lm_head.weight", embedding):
+        raise UserError(
+            f"{folder}: lm_head.weight differs from {embedding} though config.json ties them; "
+            "set tie_word_embeddings to false if the weights are right"
+        )
 
 
 def plan_megatron(a: Architecture, tensors: dict[str, TensorInfo], dtype: str | None) -> list[OutputFile]:

@@ -149,6 +149,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 
 # Buffers that old checkpoints carry and that are functions of the config: rotary frequencies, causal masks.
 RECOMPUTED = re.compile(
-    r"(model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|transformer\.rotary_emb\.inv_freq"
+    r"(model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)|transformer\.rotary_emb\.inv_freq"
+    r"|model\.layers\.\d+\.self_attn\.(masked_bias|bias)"
     r"|transformer\.h\.\d+\.attn\.(rotary_emb\.inv_freq|masked_bias|bias))"
 )

@@ -1,4 +1,7 @@
-"""A Hugging Face folder as a source: safetensors or `.bin`, one file or shards with an index."""
+"""
+A Hugging Face folder as a source, with the files that transformers would load: safetensors before `.bin`, a single file
+before shards, and of an index the shards that it names and all that they hold.
+"""
 
 import json
 import os
@@ -8,6 +11,7 @@ from typing import Any, Protocol
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.tensors.archive import TorchArchive
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
+from checkpoint_convert.tensors.legacy_archive import LegacyArchive, is_legacy
 from checkpoint_convert.tensors.pickles import StoredTensor
 from checkpoint_convert.tensors.safetensors_file import SafetensorsFile
 from checkpoint_convert.tensors.source import TensorInfo, read_exactly
@@ -34,7 +38,8 @@ class BinFile:
         except OSError as error:
             raise UserError(f"{path}: cannot be opened ({error.strerror}); download it again") from None
         try:
-            archive = TorchArchive(self._descriptor, path)
+            legacy = is_legacy(self._descriptor)
+            archive = LegacyArchive(self._descriptor, path) if legacy else TorchArchive(self._descriptor, path)
             if not isinstance(archive.content, dict):
                 raise UserError(f"{path}: does not hold a table of tensors; download it again")
             self._offsets: dict[str, int] = {}
@@ -50,7 +55,7 @@ class BinFile:
         offset = self._offsets[name] + first * self.tensors[name].row_bytes
         read_exactly(self._descriptor, self.path, offset, out)
 
-    def _place(self, archive: TorchArchive, name: Any, tensor: Any) -> TensorInfo:
+    def _place(self, archive: TorchArchive | LegacyArchive, name: Any, tensor: Any) -> TensorInfo:
         if not isinstance(tensor, StoredTensor) or not tensor.contiguous:
             raise UserError(f"{self.path}: {name!r} is not a contiguous tensor; save the model again")
         info = TensorInfo(tensor.shape, tensor.storage.dtype)
@@ -65,18 +70,15 @@ class BinFile:
 
 
 class HuggingFaceSource:
-    """All tensors of a folder. Raises UserError for a missing, truncated, doubled or contradictory shard."""
+    """All tensors of a folder. Raises UserError for a missing, truncated or contradictory shard."""
 
     def __init__(self, folder: Path) -> None:
-        names, index = _weight_files(folder)
         self._files: list[_File] = []
-        self._home: dict[str, _File] = {}
+        self._home: dict[str, tuple[_File, str]] = {}  # the file, and the tensor's name in it
         self.tensors: dict[str, TensorInfo] = {}
         try:
-            for name in names:
+            for name in _weight_files(folder):
                 self._add(folder / name)
-            if index is not None:
-                _check_index(folder, index, {tensor: file.path.name for tensor, file in self._home.items()})
         except BaseException:
             self.close()
             raise
@@ -85,13 +87,21 @@ class HuggingFaceSource:
         file: _File = SafetensorsFile(path) if path.suffix == ".safetensors" else BinFile(path)
         self._files.append(file)
         for name, info in file.tensors.items():
-            if name in self._home:
-                raise UserError(f"{path}: tensor {name!r} is also in {self._home[name].path.name}; remove one of them")
-            self._home[name] = file
+            if name in self._home and not _equal(self._home[name][0], file, name):
+                raise UserError(
+                    f"{path}: tensor {name!r} is another one in {self._home[name][0].path.name}; remove one of them"
+                )
+            self._home[name] = (file, name)
             self.tensors[name] = info
 
+    def rename(self, name: str, new: str) -> None:
+        """Gives a tensor the name under which the model's table lists it."""
+        self._home[new] = self._home.pop(name)
+        self.tensors[new] = self.tensors.pop(name)
+
     def read_rows(self, name: str, first: int, rows: int, out: memoryview) -> None:
-        self._home[name].read_rows(name, first, rows, out)
+        file, stored = self._home[name]
+        file.read_rows(stored, first, rows, out)
 
     def files(self) -> list[Path]:
         return [file.path for file in self._files]
@@ -102,15 +112,28 @@ class HuggingFaceSource:
         self._files = []
 
 
-def _weight_files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
-    """Names of the files with weights, and the index's tensor-to-file table where there is one."""
+def _equal(a: _File, b: _File, name: str) -> bool:
+    """True where a tensor that is in two files has the same bits in both."""
+    info = a.tensors[name]
+    if info != b.tensors[name] or info.dtype not in ITEM_BYTES:
+        return info == b.tensors[name]
+    one, two = bytearray(info.row_bytes), bytearray(info.row_bytes)
+    for row in range(info.shape[0] if info.shape else 0):
+        a.read_rows(name, row, 1, memoryview(one))
+        b.read_rows(name, row, 1, memoryview(two))
+        if one != two:
+            return False
+    return True
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Names of the files with weights."""
     for single in WEIGHTS:
+        if (folder / single).is_file():
+            return [single]
         index = folder / f"{single}.index.json"
         if index.is_file():
-            table = _read_index(index)
-            return sorted(set(table.values())), table
-        if (folder / single).is_file():
-            return [single], None
+            return sorted(set(_read_index(index).values()))
     for pattern in ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"):
         if list(folder.glob(pattern)):
             raise UserError(f"{folder}: has weight shards but no index.json that lists them; download it")
@@ -126,12 +149,3 @@ def _read_index(path: Path) -> dict[str, str]:
     if not good or any(Path(name).name != name for name in table.values()):
         raise UserError(f"{path}: holds no table 'weight_map' of tensors and files; download it again")
     return dict(table)
-
-
-def _check_index(folder: Path, index: dict[str, str], found: dict[str, str]) -> None:
-    for name in sorted(set(index) | set(found)):
-        if index.get(name) != found.get(name):
-            raise UserError(
-                f"{folder}: tensor {name!r} is in {found.get(name, 'no shard')}, the index says "
-                f"{index.get(name, 'nowhere')}; download the folder again"
-            )

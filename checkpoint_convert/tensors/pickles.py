@@ -9,7 +9,7 @@ import io
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 STORAGES = {"FloatStorage": "fp32", "HalfStorage": "fp16", "BFloat16Storage": "bf16"}
@@ -52,7 +52,12 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def load_saved(data: bytes) -> Any:
     """The object in torch.save's `data.pkl`, its tensors as StoredTensor. Raises pickle.UnpicklingError."""
-    return _SavedTensors(io.BytesIO(data)).load()
+    return read_saved(io.BytesIO(data), {})
+
+
+def read_saved(stream: BinaryIO, storages: "dict[str, StorageKey]") -> Any:
+    """As `load_saved`, of the next pickle in a stream; notes the storages that it names. Raises UnpicklingError."""
+    return _SavedTensors(stream, storages).load()
 
 
 def load_dcp_metadata(data: bytes) -> "Metadata":
@@ -72,6 +77,10 @@ def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
 
 
 class _SavedTensors(pickle.Unpickler):
+    def __init__(self, stream: BinaryIO, storages: dict[str, StorageKey]) -> None:
+        super().__init__(stream)
+        self._storages = storages
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
@@ -88,10 +97,11 @@ class _SavedTensors(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, which weights have no use for")
 
     def persistent_load(self, pid: Any) -> StorageKey:
-        kind, dtype, key, _, num_elements = pid
-        if kind != "storage":
+        kind, dtype, key, _, num_elements, *view = pid  # before PyTorch 1.6, also of which storage this is a view
+        if kind != "storage" or any(view):
             raise pickle.UnpicklingError(f"unknown persistent id {kind!r}")
-        return StorageKey(str(key), str(dtype), int(num_elements))
+        storage = StorageKey(str(key), str(dtype), int(num_elements))
+        return self._storages.setdefault(storage.key, storage)
 
 
 # What torch.distributed.checkpoint.metadata and .filesystem define under these names, as far as it is read here.

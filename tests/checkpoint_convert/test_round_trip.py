@@ -1,5 +1,6 @@
 """There and back, bit for bit, and the same logits from either layout, for every family."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,10 @@ def test_there_and_back_equals_the_original_to_the_bit(family: str, dtype: torch
     for name, tensor in small.tensors.items():
         assert back[name].dtype == dtype
         assert torch.equal(back[name], tensor), name
-    assert (tmp_path / "back" / "config.json").read_bytes() == (tmp_path / "hf" / "config.json").read_bytes()
+    original, config = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("hf", "back"))
+    assert config | original == config  # all of the original, beside transformers 4's names for what is new in 5
+    assert set(config) - set(original) <= {"torch_dtype", "rope_theta", "rope_scaling"}
+    assert family == "qwen1" or config["rope_theta"] == config["rope_parameters"]["rope_theta"]
     assert verify(tmp_path / "hf", tmp_path / "megatron", progress=False).equal
 
 
