@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -41,13 +42,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.FAILED
     except KeyboardInterrupt:
-        return 130
+        print("megatron-dpop: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT  # as a shell names the end by that signal
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             exits.report("error", f"{error.filename or 'a file'}: {error.strerror}; make room and start again")
             return exits.BAD_INPUT
         if LOST_PEER in str(error):
-            exits.report("failed", "another rank has ended, and this one cannot go on without it; see why in its log")
+            exits.report("lost", "another rank has ended, and this one cannot go on without it; see why in its log")
             return exits.FAILED
         if not getattr(error, "is_explained", False):
             traceback.print_exc()

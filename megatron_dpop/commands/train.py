@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_dpop.config import Config, load_config
 from megatron_dpop.runtime.rank import Rank, check_ranks, launched
-from megatron_dpop.runtime.stop import StopRequest
+from megatron_dpop.runtime.stop import StoppedError, StopRequest
 
 OVERRIDES = "Any key of the config can be overridden: --section.key VALUE (VALUE is read as YAML)."
 
@@ -46,8 +46,18 @@ def _reference(arguments: argparse.Namespace) -> int:
 
 def _start(arguments: argparse.Namespace, *, is_training: bool) -> int:
     stop = StopRequest()
-    if launched():
-        stop.listen()
+    stop.listen()
+    if not launched():
+        stop.leave_at_once("before its ranks were started")
+    try:
+        return _with_config(arguments, stop, is_training=is_training)
+    except StoppedError as stopped:
+        if not launched():
+            print(f"megatron-dpop: stopped {stopped}; the same command begins anew", file=sys.stderr)
+        raise
+
+
+def _with_config(arguments: argparse.Namespace, stop: StopRequest, *, is_training: bool) -> int:
     config = load_config(arguments.config, arguments.overrides)
     from megatron_dpop.losses.registry import build_loss
 

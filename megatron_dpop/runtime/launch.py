@@ -1,21 +1,20 @@
 """Starts the ranks that a layout needs on this machine, where no launcher has; and keeps their exit code."""
 
-import logging
+import contextlib
+import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
 
 from checkpoint_convert.errors import UserError
+from checkpoint_convert.files import write_json
 from megatron_dpop.runtime import exits
+from megatron_dpop.runtime.local_ranks import LocalRanks, Logs, Placement
 from megatron_dpop.runtime.stop import SIGNALS
-
-# The ranks get a signal from us, finish their step and save; whoever sent it may end that sooner, with SIGKILL.
-SECONDS_TO_SAVE = 1800
-HANDED_ON = ",".join(["SIGINT", "SIGHUP", "SIGQUIT", *(number.name for number in SIGNALS)])
+from megatron_dpop.runtime.verdict import verdict
 
 # Host memory, read when a process starts: a step on the CPU allocates and frees gigabytes, and up to a quarter of its
 # time would go to the kernel handing out 4 KiB pages. Huge pages for large tensors; freed small ones stay with glibc.
@@ -48,20 +47,7 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     for name, value in ALLOCATOR_SETTINGS.items():
         os.environ.setdefault(name, value)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        run_id=f"megatron-dpop-{os.getpid()}",
-        max_restarts=0,
-        monitor_interval=0.1,
-        signals_to_handle=HANDED_ON,
-        shutdown_timeout=SECONDS_TO_SAVE,
-    )
-    words = [*_search_options(), "-m", "megatron_dpop", *arguments]
-    return exit_code_of(lambda: elastic_launch(config, sys.executable)(*words))
+    return run_processes([*_search_options(), "-m", "megatron_dpop", *arguments], Placement(ranks))
 
 
 def _search_options() -> list[str]:
@@ -70,31 +56,87 @@ def _search_options() -> list[str]:
     return [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
 
 
-def exit_code_of(launch: Callable[[], object]) -> int:
-    """Runs torchelastic's `launch` and returns the exit code of the first rank that failed (`runtime.exits`), or 0.
+def run_processes(words: Sequence[str], placement: Placement, logs: Logs | None = None) -> int:
+    """Runs `python WORDS` as each rank of this node; returns the exit code of `runtime.exits` that they come to.
 
-    The first rank that fails ends the others; its error, which it leaves in the file that torchelastic names, is
-    printed once. A signal that asks for a stop is handed on to the ranks, which save and leave.
+    The first rank that fails ends the others, and its reason is printed once. A signal that asks for a stop is handed
+    on to the ranks, which save and leave; Ctrl-C is one, and a second Ctrl-C ends all at once.
     """
-    logging.disable(logging.CRITICAL)  # what torchelastic says of its processes at every turn
-    os.environ[exits.LAUNCHED_VARIABLE] = "1"
+    ranks = LocalRanks(words, placement, logs)
+    with _signals_for(ranks) as asked, ranks.started():
+        ranks.wait()
+    said = ranks.said()
+    if asked.at_once:
+        _correct_heartbeat(said, "interrupted", "ended at once by a second signal, before it had saved")
+        print("megatron-dpop: ended at once; the same command goes on from the last checkpoint", file=sys.stderr)
+        return asked.end_as(signal.SIGINT)
+    code, message = verdict(ranks.ends, said, stop_asked=asked.stop)
+    if message is not None:
+        kind = {exits.BAD_INPUT: "error: ", exits.UNHEALTHY: "unhealthy: ", exits.STOPPED: ""}.get(code, "failed: ")
+        print(f"megatron-dpop: {kind}{message}", file=sys.stderr, flush=True)
+    if code == exits.FAILED:
+        _correct_heartbeat(said, "failed", message or "")
+    return code
+
+
+class _Asked:
+    """What signals have asked of this launcher."""
+
+    def __init__(self, ranks: LocalRanks) -> None:
+        self._ranks = ranks
+        self.stop = self.at_once = False
+
+    def hand_on(self, number: int, frame: FrameType | None) -> None:
+        """To the ranks: SIGUSR1 as it is, all others as SIGTERM. They get some of them from the sender too."""
+        self.stop = True
+        self._ranks.signal(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM)
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.stop:
+            self.end_at_once(number, frame)
+            return
+        print("\nmegatron-dpop: interrupted: saving after this step; Ctrl-C again leaves at once", file=sys.stderr)
+        self.hand_on(number, frame)
+
+    def end_at_once(self, number: int, frame: FrameType | None) -> None:
+        self.at_once = True
+        self._ranks.signal(signal.SIGKILL)
+
+    def end_as(self, number: signal.Signals) -> int:
+        """Ends this process by the signal itself, so that a shell's loop around it ends too."""
+        signal.signal(number, signal.SIG_DFL)
+        sys.stdout.flush()
+        os.kill(os.getpid(), number)
+        return 128 + number
+
+
+@contextlib.contextmanager
+def _signals_for(ranks: LocalRanks) -> Iterator[_Asked]:
+    asked = _Asked(ranks)
+    handlers = {
+        **dict.fromkeys((*SIGNALS, signal.SIGHUP), asked.hand_on),
+        signal.SIGINT: asked.interrupt,
+        signal.SIGQUIT: asked.end_at_once,
+    }
+    before = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        # nohup keeps the terminal's signals from a command. A job script keeps its own from itself: they are for us.
+        if before[number] != signal.SIG_IGN or number in SIGNALS:
+            signal.signal(number, handler)
     try:
-        launch()
-    except SignalException as signal:
-        return exits.STOPPED if signal.sigval in SIGNALS else 128 + signal.sigval
-    except ChildFailedError as error:
-        return _explain(error)
-    return 0
+        yield asked
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
-def _explain(error: ChildFailedError) -> int:
-    _, failure = error.get_first_failure()
-    if failure.exitcode == exits.STOPPED:
-        return exits.STOPPED  # rank 0 has said it
-    message = failure.message if isinstance(failure.message, str) else failure.message.get("message", "")
-    if failure.exitcode > 0 and not os.path.isfile(failure.error_file):
-        # Nothing of ours ended it; torchelastic would say where to read of its decorator.
-        message = f"rank {failure.local_rank} ended with exit code {failure.exitcode}; what it printed stands above"
-    kind = {exits.BAD_INPUT: "error", exits.UNHEALTHY: "unhealthy"}.get(failure.exitcode)
-    print(f"megatron-dpop: {kind or 'failed'}: {message}", file=sys.stderr)
-    return failure.exitcode if kind else exits.FAILED
+def _correct_heartbeat(said: Sequence[exits.Word], state: str, reason: str) -> None:
+    """Says in the run's heartbeat how it ended, where rank 0 was ended before it could."""
+    for word in said:
+        if word.kind != "heartbeat":
+            continue
+        with contextlib.suppress(OSError, ValueError):  # what is watched does not fail because watching does
+            path = Path(word.message)
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values.get("state") not in ("failed", "stopped", "unhealthy", "finished"):
+                write_json(path, {**values, "state": state, "error": reason})

@@ -15,6 +15,8 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from megatron_dpop.runtime import exits
+from megatron_dpop.runtime.rank import Node, Rank
+from megatron_dpop.runtime.rendezvous import master_address
 
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 30.0  # longer than anything that keeps Python from running a thread
@@ -23,22 +25,21 @@ SILENT_SECONDS = 30.0  # longer than anything that keeps Python from running a t
 @contextmanager
 def watching_peers() -> Iterator[None]:
     """Watches the other nodes within it. Every rank must enter and leave it; one a node does the work."""
-    nodes, node = int(os.environ.get("GROUP_WORLD_SIZE", "1")), int(os.environ.get("GROUP_RANK", "0"))
-    if nodes == 1:
+    rank, node = Rank.from_environment(), Node.from_environment()
+    if node.count == 1:
         yield
         return
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if rank.local_rank != 0:
         dist.barrier()
         yield
         dist.barrier()
         return
     store = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
+        *master_address(rank),
         is_master=False,
         timeout=timedelta(seconds=SILENT_SECONDS),
     )
-    watch = PeerWatch(dist.PrefixStore("peers", store), node, nodes, _end)
+    watch = PeerWatch(dist.PrefixStore("peers", store), node.number, node.count, _end)
     dist.barrier()  # every node has written its first beat
     watch.start()
     try:

@@ -1,7 +1,6 @@
-"""Process groups: from torchrun's environment to Megatron-Core's parallel state."""
+"""Process groups: from a launcher's environment to Megatron-Core's parallel state."""
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ import torch.distributed as dist
 
 from megatron_dpop.config.schema import ParallelConfig
 from megatron_dpop.runtime.devices import on_gpu, prepare_device
-from megatron_dpop.runtime.rank import Rank, launched
+from megatron_dpop.runtime.rank import Rank
+from megatron_dpop.runtime.rendezvous import meet
 from megatron_dpop.runtime.tensor_overlap import close_buffers
 from megatron_dpop.runtime.threads import reserve_threads
 
@@ -31,9 +31,13 @@ def initialize(parallel: ParallelConfig, *, seed: int, timeout: timedelta = time
     if not gpu:
         reserve_threads()
     if not dist.is_initialized():
-        if not launched():
-            os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timeout)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            store=meet(rank, timeout),
+            rank=rank.rank,
+            world_size=rank.world_size,
+            timeout=timeout,
+        )
     from megatron.core import parallel_state, tensor_parallel
 
     parallel_state.initialize_model_parallel(

@@ -1,11 +1,14 @@
 """Signals that ask a run to save and leave, and the agreement of all ranks on the step after which they do."""
 
 import signal
+import time
 from collections.abc import Sequence
 from types import FrameType
 
 # Sent before the time limit (`sbatch --signal`), and on preemption, requeueing or cancelling.
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+# A terminal's Ctrl-C reaches a rank itself and once more through torchrun: only a later one is a second one.
+SECONDS_OF_ONE_INTERRUPT = 1.0
 
 
 class StoppedError(Exception):
@@ -28,11 +31,17 @@ class StopRequest:
         self.agreed = False
         self.agreed_unhealthy = False
         self._at_once, self._doing = False, ""
+        self._interrupted = 0.0  # monotonic seconds
 
     def listen(self) -> None:
-        """From here on a signal does not end this process. Call it before the imports that take seconds."""
+        """From here on a signal does not end this process. Call it before the imports that take seconds.
+
+        Ctrl-C is such a signal, and the second ends the process; our own launcher keeps both from its ranks.
+        """
         for number in SIGNALS:
             signal.signal(number, self._receive)
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._interrupt)
 
     def leave_at_once(self, doing: str) -> None:
         """From here on a signal raises StoppedError: this process works alone, on what can be continued anywhere."""
@@ -48,6 +57,13 @@ class StopRequest:
         """Takes in the sums of all ranks' votes."""
         self.agreed = self.agreed or any(votes)
         self.agreed_unhealthy = self.agreed_unhealthy or votes[1] > 0
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._interrupted and now - self._interrupted > SECONDS_OF_ONE_INTERRUPT:
+            raise KeyboardInterrupt
+        self._interrupted = self._interrupted or now
+        self._receive(number, frame)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from checkpoint_convert.files import write_json
+from megatron_dpop.runtime import exits
 
 NAME = "heartbeat.json"
 SECONDS_BETWEEN = 5.0
 
 State = Literal["starting", "reference", "training", "exporting", "stopped", "unhealthy", "finished", "failed"]
+# A launcher adds "interrupted": ended at once by a second Ctrl-C.
 
 
 class Heartbeat:
@@ -28,6 +30,8 @@ class Heartbeat:
         self._silent = silent
         self._written = 0.0
         self._values: dict[str, Any] = {"state": "starting", "saved": None}
+        if not silent:
+            exits.tell_launcher("heartbeat", str(self._path.absolute()))
 
     def beat(self, state: State, *, saved: str | None = None, **values: int | str) -> None:
         """`saved` and `values` (step, steps, error) stay as they were where they are not given."""

@@ -43,5 +43,5 @@ def test_two_nodes_train_and_export_as_torchrun_does(cluster: Cluster, tmp_path:
     assert "[rank 0] finished: trained 3 steps" in log
     assert "[rank 1]" not in log
     assert log.rstrip().endswith("train.sbatch: finished")
-    ranks = {f"{path.parts[-5]}/{path.parts[-2]}" for path in (cluster.work / "logs").glob(f"*-{job}/**/stderr.log")}
+    ranks = {f"{path.parts[-3]}/{path.parts[-2]}" for path in (cluster.work / "logs").glob(f"*-{job}/**/stderr.log")}
     assert ranks == {"node-0/0", "node-0/1", "node-1/0", "node-1/1"}

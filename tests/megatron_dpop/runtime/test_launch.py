@@ -1,6 +1,5 @@
 """Ranks that a command starts on this machine."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -8,10 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from megatron_dpop.runtime import exits
-from megatron_dpop.runtime.launch import exit_code_of
 from tests.tiny import write_config, write_model, write_pairs
 
 
@@ -33,20 +29,3 @@ def test_ranks_import_the_package_of_the_command_that_started_them(tmp_path: Pat
         env={**os.environ, "MEGATRON_DPOP_DEVICE": "cpu"},
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("code", "says"), [(1, "rank 3 ended with exit code 1"), (-9, "Signal 9 (SIGKILL) received by PID 12")]
-)
-def test_a_rank_that_left_no_word_is_named(
-    code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv(exits.LAUNCHED_VARIABLE, "")  # which `exit_code_of` sets: to be restored
-    monkeypatch.setattr(logging, "disable", lambda _: None)
-    failure = ProcessFailure(local_rank=3, pid=12, exitcode=code, error_file="")
-
-    def fail() -> None:
-        raise ChildFailedError("train", {3: failure})
-
-    assert exit_code_of(fail) == exits.FAILED
-    assert says in capsys.readouterr().err
