@@ -22,6 +22,24 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_stale(folder: Path) -> None:
+    """Removes the temporary files that killed processes of this machine have left in a folder and below it."""
+    for path in folder.rglob(".*.tmp"):
+        pid = path.name.removesuffix(".tmp").rpartition(".")[2]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 def sync(path: Path) -> None:
     """Flushes a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -2,11 +2,13 @@
 
 import argparse
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from megatron_dpop.config import Config, load_config
+from megatron_dpop.runtime.folder_lock import check_unlocked, sole_writer
 from megatron_dpop.runtime.rank import Rank, check_ranks, launched
 from megatron_dpop.runtime.stop import StoppedError, StopRequest
 
@@ -66,6 +68,8 @@ def _with_config(arguments: argparse.Namespace, stop: StopRequest, *, is_trainin
         return _rank(config, stop, is_training=is_training)
     model_parallel = config.parallel.model_parallel
     check_ranks(arguments.ranks or model_parallel, model_parallel)
+    if not arguments.dry_run:
+        check_unlocked(Path(config.run.dir))
     _check(config, is_training=is_training)
     if arguments.dry_run:
         _describe(config, arguments.ranks or model_parallel)
@@ -102,9 +106,16 @@ def _describe(config: Config, ranks: int) -> None:
 
 
 def _rank(config: Config, stop: StopRequest, *, is_training: bool) -> int:
+    rank = Rank.from_environment()
+    check_ranks(rank.world_size, config.parallel.model_parallel)
+    with sole_writer(Path(config.run.dir)) if rank.rank == 0 else nullcontext():
+        _work(config, stop, is_training=is_training)
+    return 0
+
+
+def _work(config: Config, stop: StopRequest, *, is_training: bool) -> None:
     from megatron_dpop.runtime import processes
 
-    check_ranks(Rank.from_environment().world_size, config.parallel.model_parallel)
     device = processes.initialize(config.parallel, seed=config.train.seed)
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.run_folder import RunFolder
@@ -118,4 +129,3 @@ def _rank(config: Config, stop: StopRequest, *, is_training: bool) -> int:
         train(config, inputs, device, stop)
     else:
         compute_references(config, inputs, device, stop)
-    return 0
