@@ -14,6 +14,7 @@ from megatron_dpop.data.kinds import KINDS
 from megatron_dpop.data.makers.gsm_symbolic import make_gsm_symbolic
 from megatron_dpop.data.makers.make import make_pairs
 from megatron_dpop.data.makers.pairs_file import datasheet_lines
+from megatron_dpop.data.rows import Location
 from megatron_dpop.data.tokenizer import load_tokenizer
 
 Subparsers = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -117,27 +118,53 @@ def _register_inspect(verbs: Any) -> None:
         epilog="example: megatron-dpop data inspect pairs/train.parquet --tokenizer MODEL_FOLDER "
         "--max-tokens 2048 --other pairs/validation.parquet",
     )
-    parser.add_argument("file", type=Path, help="parquet, JSON Lines, JSON, CSV or Arrow")
+    parser.add_argument("file", help="parquet, JSON Lines, JSON, CSV, TSV or Arrow; a pattern, folder or hub dataset")
+    parser.add_argument("--split", help="of a folder or hub dataset that has several")
+    parser.add_argument("--subset", help="of a folder or hub dataset that has several configurations")
+    parser.add_argument("--revision", help="of a hub dataset: branch, tag or commit")
+    parser.add_argument(
+        "--columns",
+        type=_columns,
+        default={},
+        metavar="ROLE:COLUMN,...",
+        help="which column is what, where names do not tell: prompt:question,chosen:good,rejected:bad",
+    )
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="counts tokens and shows what is scored")
     parser.add_argument("--chat-template", help="a template file, or `none` for plain text")
     parser.add_argument("--max-tokens", type=int, help="counts what would be too long")
-    parser.add_argument("--other", type=Path, metavar="FILE", help="the other split: prompts in both are counted")
+    parser.add_argument("--other", metavar="FILE", help="the other split: prompts in both are counted")
+    parser.add_argument("--other-split", metavar="SPLIT", help="the other split of the same folder or hub dataset")
     parser.add_argument("--kind", choices=KINDS, help="what the loss takes (default: what the file holds)")
     parser.add_argument("--samples", type=int, default=1, help="examples to show (default 1)")
     parser.add_argument("--json", action="store_true", help="prints one JSON object instead")
     parser.set_defaults(run=_run_inspect)
 
 
+def _columns(text: str) -> dict[str, str]:
+    """`prompt:question,chosen:good` as a mapping of roles to columns; YAML's braces and spaces may be there."""
+    found = {}
+    for part in text.strip().strip("{}").split(","):
+        role, colon, column = part.partition(":")
+        if not colon or not role.strip() or not column.strip():
+            raise argparse.ArgumentTypeError(f"{part.strip()!r} is no role:column, such as prompt:question")
+        found[role.strip()] = column.strip()
+    return found
+
+
 def _run_inspect(args: argparse.Namespace) -> int:
     if args.max_tokens is not None and args.tokenizer is None:
         raise UserError("data inspect: --max-tokens needs --tokenizer, which counts them")
     tokenizer = load_tokenizer(args.tokenizer, args.chat_template) if args.tokenizer else None
+    other = Location(args.other) if args.other else None
+    if args.other_split:
+        other = Location(args.other or args.file, args.other_split, args.subset, args.revision)
     report = inspect_file(
-        args.file,
+        Location(args.file, args.split, args.subset, args.revision),
+        columns=args.columns,
         tokenizer=tokenizer,
         max_tokens=args.max_tokens,
         kind=args.kind,
-        other=args.other,
+        other=other,
         samples=args.samples,
     )
     if args.json:

@@ -83,9 +83,13 @@ class LoraConfig:
 
 @dataclass(frozen=True, config=_SECTION)
 class SourceConfig:
-    path: str  # parquet, JSON Lines, JSON, CSV or Arrow
+    path: str  # a file, a pattern (shards/*.parquet), a folder, or a dataset's name on the hub
     weight: PositiveReal = 1.0  # how often each example occurs in one pass over the data
     name: str | None = None  # of the source's own metrics; null: the file's stem
+    split: str | None = None  # of a folder or hub dataset that has several
+    subset: str | None = None  # of a folder or hub dataset that has several configurations
+    revision: str | None = None  # of a hub dataset: branch, tag or commit
+    columns: dict[str, str] = field(default_factory=dict)  # role: column, where names do not tell (docs/data.md)
 
 
 Sources = Annotated[tuple[SourceConfig, ...], BeforeValidator(_as_sources)]
@@ -100,6 +104,8 @@ class DataConfig:
     share_prefix: bool = True  # what a pair's completions begin with in common passes the model once
     chat_template: str | None = None  # null: the tokenizer's; "none": plain text; else a Jinja file
     too_long: Literal["stop", "drop", "truncate_prompt"] = "stop"  # of examples over max_tokens
+    bad_rows: Literal["stop", "drop"] = "stop"  # what is done about a row that cannot be used
+    bad_rows_limit: Annotated[float, Field(ge=0, le=1)] = 0.01  # share of a source's rows; more stop the run anyway
 
 
 @dataclass(frozen=True, config=_SECTION)

@@ -1,149 +1,229 @@
-"""One source file to tokens: read, recognise, tokenise, in several processes, in the file's order."""
+"""One source to tokens: read, recognise, tokenise, in several processes, in the rows' order."""
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import batched, chain, islice
 from pathlib import Path
+from typing import Literal
 
 import pyarrow
 
 from checkpoint_convert.errors import UserError
 
-from .formats import FORMATS, Format, recognise
-from .formats.ranked import grouped
+from .formats import TABLE, Layout, Notes
 from .kinds import LOSSES, Kind, as_kind, can_be, rule_text
 from .processes import ordered_map
 from .progress import track
-from .read_rows import Row, read_rows
-from .records import BadRowError, located
+from .reading import Entry, Reading, open_source, records_of
+from .records import BadRowError, Record, located
+from .rows import Location
 from .storage import SCHEMA, record_batch
 from .tokenise import TooLong, tokenise
-from .tokenizer import TextTokenizer, load_tokenizer
+from .tokenizer import PLAIN, TextTokenizer, load_tokenizer
 
+BadRows = Literal["stop", "drop"]
+BAD_ROWS: tuple[BadRows, ...] = ("stop", "drop")
 BATCH_ROWS = 1024
 _FEWEST_BATCHES_FOR_PROCESSES = 5  # with fewer, starting processes takes longer than tokenising here
+_PLACES_SHOWN = 3
+_VARIABLE = re.compile(r"'[^']*'|\d+")  # what differs between rows that have one fault
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything but the file's content that changes its tokens."""
+    """Everything but the rows themselves that changes a source's tokens."""
 
-    path: Path
+    location: Location
     tokenizer_folder: Path
     chat_template: str | None
     max_tokens: int
     too_long: TooLong
     kind: Kind = "pair"
+    columns: Mapping[str, str] = field(default_factory=dict)  # role -> column, where the config says so
+    bad_rows: BadRows = "stop"
+    bad_rows_limit: float = 0.01  # share of a source's rows that may be dropped as bad
+
+    @property
+    def plain(self) -> bool:
+        return self.chat_template == PLAIN
 
 
 @dataclass
 class Tally:
-    """What became of a file's rows."""
+    """What became of a source's rows."""
 
     description: str = ""
     rows: int = 0
     examples: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)  # fault -> rows dropped for it
+    dropped: Counter[str] = field(default_factory=Counter)  # reason -> rows or completions left out, which is no fault
     events: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)  # column or key that nothing uses -> rows
+    rows_left_out: list[list[str]] = field(default_factory=list)  # (where, reason) of every row that gave no example
 
     def add(self, other: "Tally") -> None:
         self.description = self.description or other.description
         self.rows += other.rows
         self.examples += other.examples
+        self.bad += other.bad
         self.dropped += other.dropped
         self.events += other.events
+        self.unused += other.unused
+        self.rows_left_out += other.rows_left_out
 
 
 def build(recipe: Recipe, sink: pyarrow.NativeFile, *, workers: int, progress: bool) -> Tally:
-    """Writes the file's examples to `sink` as an Arrow file; UserError names the file and the first bad row."""
+    """Writes the source's examples to `sink` as an Arrow file.
+
+    UserError names the first bad row, or, where they are dropped and too many, counts them by their faults.
+    """
     tally = Tally()
+    reading = _open(recipe)
     with pyarrow.ipc.new_file(sink, SCHEMA) as writer:
-        for batch, part in _results(recipe, workers=workers, progress=progress):
+        for batch, part in _results(recipe, reading, workers=workers, progress=progress):
             writer.write_batch(batch)
             tally.add(part)
+    tally.unused = Counter(dict(sorted(reading.unused.items()))) | tally.unused
+    _check_share(recipe, tally)
     if not tally.examples:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in tally.dropped.items())
-        raise UserError(f"{recipe.path}: no example is left of {tally.rows} rows ({reasons})")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in (tally.bad + tally.dropped).items())
+        raise UserError(f"{recipe.location}: no example is left of {tally.rows} rows ({reasons})")
     return tally
 
 
-def _results(recipe: Recipe, *, workers: int, progress: bool) -> Iterator[tuple[pyarrow.RecordBatch, Tally]]:
-    rows = read_rows(recipe.path)
-    where, first = next(rows)
-    form = _format(recipe, where, first)
-    everything = chain([(where, first)], rows)
-    rest = batched(grouped(everything) if form.grouped else everything, BATCH_ROWS)
+def _open(recipe: Recipe) -> Reading:
+    reading = open_source(recipe.location, recipe.columns)
+    form = reading.layout.form
+    if not can_be(form.kind, recipe.kind):
+        raise UserError(
+            f"{recipe.location}: holds {form.name}, of which no {recipe.kind} data can be made; give other data, or "
+            f"choose a loss that takes it: loss.name {LOSSES[form.kind]}"
+        )
+    return reading
+
+
+def _check_share(recipe: Recipe, tally: Tally) -> None:
+    count = tally.bad.total()
+    if count <= recipe.bad_rows_limit * tally.rows:
+        return
+    faults = "; ".join(f"{rows} times: {fault} ({_places(tally, fault)})" for fault, rows in tally.bad.most_common(5))
+    raise UserError(
+        f"{recipe.location}: {count} of {tally.rows} rows ({count / tally.rows:.1%}) cannot be used, more than "
+        f"data.bad_rows_limit {recipe.bad_rows_limit:.1%} ({faults}); fix the file, or raise the limit"
+    )
+
+
+def _places(tally: Tally, fault: str) -> str:
+    places = [where for where, reason in tally.rows_left_out if fault_of(reason) == fault]
+    return ", ".join(places[:_PLACES_SHOWN]) + ", ..." * (len(places) > _PLACES_SHOWN)
+
+
+def fault_of(reason: str) -> str:
+    """A row's fault without what is this row's own, so that equal faults are counted together."""
+    return _VARIABLE.sub("...", reason)
+
+
+def _results(
+    recipe: Recipe, reading: Reading, *, workers: int, progress: bool
+) -> Iterator[tuple[pyarrow.RecordBatch, Tally]]:
+    rest = batched(reading.entries(), BATCH_ROWS)
     head = list(islice(rest, _FEWEST_BATCHES_FOR_PROCESSES))
     batches = chain(head, rest)
-    title = f"tokenising {recipe.path.name}"
+    title = f"tokenising {recipe.location.stem}"
     if workers <= 1 or len(head) < _FEWEST_BATCHES_FOR_PROCESSES:
         tokenizer = load_tokenizer(recipe.tokenizer_folder, recipe.chat_template)
-        results = (_tokenise_rows(rows, recipe, form, tokenizer) for rows in batches)
+        results = (_tokenise_rows(rows, recipe, reading.layout, tokenizer) for rows in batches)
         yield from track(results, title, unit_size=BATCH_ROWS, show=progress)
         return
-    parts = ordered_map(_work, batches, workers=workers, start=_start_worker, arguments=(recipe, form.name))
+    parts = ordered_map(_work, batches, workers=workers, start=_start_worker, arguments=(recipe, _Sent(reading.layout)))
     for data, part in track(parts, title, unit_size=BATCH_ROWS, show=progress):
         yield pyarrow.ipc.read_record_batch(data, SCHEMA), part
 
 
-def _format(recipe: Recipe, where: str, first: dict) -> Format:
-    try:
-        form = recognise(first)
-    except BadRowError as problem:
-        raise located(recipe.path, where, problem) from None
-    if not can_be(form.kind, recipe.kind):
-        raise UserError(
-            f"{recipe.path}: holds {form.name}, of which no {recipe.kind} data can be made; give other data, or "
-            f"choose a loss that takes it: loss.name {LOSSES[form.kind]}"
-        )
-    return form
+class _Sent:
+    """A layout on its way to another process: its format, which holds functions, goes as its place in the table."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.place, self.columns, self.media = TABLE.index(layout.form), dict(layout.columns), layout.media
+
+    def received(self) -> Layout:
+        return Layout(TABLE[self.place], self.columns, self.media)
 
 
-_worker: tuple[Recipe, Format, TextTokenizer] | None = None  # set once in each process of the pool
+_worker: tuple[Recipe, Layout, TextTokenizer] | None = None  # set once in each process of the pool
 
 
-def _start_worker(recipe: Recipe, form_name: str) -> None:
+def _start_worker(recipe: Recipe, sent: _Sent) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker = recipe, FORMATS[form_name], load_tokenizer(recipe.tokenizer_folder, recipe.chat_template)
+    _worker = recipe, sent.received(), load_tokenizer(recipe.tokenizer_folder, recipe.chat_template)
 
 
-def _work(rows: tuple[Row, ...]) -> tuple[bytes, Tally]:
+def _work(rows: tuple[Entry, ...]) -> tuple[bytes, Tally]:
     assert _worker is not None
     batch, tally = _tokenise_rows(rows, *_worker)
     return batch.serialize().to_pybytes(), tally
 
 
 def _tokenise_rows(
-    rows: tuple[Row, ...], recipe: Recipe, form: Format, tokenizer: TextTokenizer
+    rows: tuple[Entry, ...], recipe: Recipe, layout: Layout, tokenizer: TextTokenizer
 ) -> tuple[pyarrow.RecordBatch, Tally]:
-    tally = Tally(rows=len(rows))
-    records, places = [], []
-    for where, row in rows:
+    tally = Tally(rows=len(rows), description=_description(layout, recipe.kind))
+    records: list[Record] = []
+    places: list[str] = []
+    notes = Notes(plain=recipe.plain, media=layout.media)
+    for where, values in rows:
         try:
-            found = form.records(row)
+            found = _usable(records_of(layout, values, notes), recipe.kind, where, tally)
         except BadRowError as problem:
-            raise located(recipe.path, where, problem) from None
-        for record in found:
-            used = as_kind(record, recipe.kind)
-            if isinstance(used, str):
-                tally.dropped[used] += 1
-            else:
-                records += used
-                places += [where] * len(used)
+            _leave_out(recipe, tally, where, problem)
+            continue
+        records += found
+        places += [where] * len(found)
     results = tokenise(records, tokenizer, max_tokens=recipe.max_tokens, too_long=recipe.too_long)
     kept = []
     for where, result in zip(places, results, strict=True):
         if isinstance(result, BadRowError):
-            raise located(recipe.path, where, result)
-        if result is None:
-            tally.dropped[f"longer than {recipe.max_tokens} tokens"] += 1
+            _leave_out(recipe, tally, where, result)
+        elif result is None:
+            reason = f"longer than {recipe.max_tokens} tokens"
+            tally.dropped[reason] += 1
+            tally.rows_left_out.append([where, reason])
         else:
             kept.append(result)
             tally.events.update(result.events)
     tally.examples = len(kept)
-    rule = rule_text(form.kind, recipe.kind)
-    tally.description = f"{form.name} ({rule})" if rule else form.name
+    tally.dropped += notes.left_out
+    tally.unused += notes.unused
     return record_batch(kept), tally
+
+
+def _usable(records: list[Record], kind: Kind, where: str, tally: Tally) -> list[Record]:
+    """The records as the loss takes them; what is left out of them without a fault is counted."""
+    usable: list[Record] = []
+    for record in records:
+        used = as_kind(record, kind)
+        if isinstance(used, str):
+            tally.dropped[used] += 1
+            tally.rows_left_out.append([where, used])
+        else:
+            usable += used
+    if not records:
+        tally.rows_left_out.append([where, "nothing of it can be used"])
+    return usable
+
+
+def _leave_out(recipe: Recipe, tally: Tally, where: str, problem: BadRowError) -> None:
+    if recipe.bad_rows == "stop":
+        hint = "fix it, or set data.bad_rows: drop to go on without such rows (`data inspect` counts them)"
+        raise located(recipe.location, where, BadRowError(f"{problem}; {hint}"))
+    tally.bad[fault_of(str(problem))] += 1
+    tally.rows_left_out.append([where, str(problem)])
+
+
+def _description(layout: Layout, kind: Kind) -> str:
+    rule = rule_text(layout.form.kind, kind)
+    return f"{layout.name} ({rule})" if rule else layout.name

@@ -22,10 +22,11 @@ from checkpoint_convert.errors import UserError, first_line
 from checkpoint_convert.files import replacing, write_json
 
 from .build import Recipe, Tally, build
+from .rows import find_rows
 from .storage import StoredExamples
 from .tokenizer import tokenizer_fingerprint
 
-VERSION = 2  # of the stored layout and of the rules that make tokens from rows
+VERSION = 3  # of the stored layout and of the rules that make tokens from rows
 
 
 class _DamagedError(Exception):
@@ -33,13 +34,10 @@ class _DamagedError(Exception):
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """A hash of the file's content, the tokenizer, the template, the lengths' policy and this code's version."""
-    if not recipe.path.is_file():
-        raise UserError(f"{recipe.path}: no such file")
-    with recipe.path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
+    """A hash of the source's content, the tokenizer, the template, the lengths' policy and this code's version."""
     tokenizer = tokenizer_fingerprint(recipe.tokenizer_folder, recipe.chat_template)
-    parts = [VERSION, recipe.path.suffix, content, tokenizer, recipe.max_tokens, recipe.too_long, recipe.kind]
+    parts = [VERSION, find_rows(recipe.location).digest(), tokenizer, recipe.max_tokens, recipe.too_long, recipe.kind]
+    parts += [sorted(recipe.columns.items()), recipe.bad_rows, recipe.bad_rows_limit]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -75,7 +73,7 @@ def _kept_or_built(kept: "_Kept", recipe: Recipe, *, workers: int, progress: boo
         try:
             found = kept.read()
         except _DamagedError as damage:
-            print(f"{kept.tokens}: is damaged ({damage}); tokenising {recipe.path} anew", file=sys.stderr)
+            print(f"{kept.tokens}: is damaged ({damage}); tokenising {recipe.location} anew", file=sys.stderr)
         if found is not None:
             return found
         with replacing(kept.tokens) as temporary:

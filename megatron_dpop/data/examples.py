@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .reading import unused_lines
 from .storage import StoredExamples
 
 
@@ -35,8 +36,11 @@ class SourceExamples:
     examples: StoredExamples
     fingerprint: str
     rows: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)  # reason -> rows left out
+    bad: Counter[str] = field(default_factory=Counter)  # fault -> rows left out for it
+    dropped: Counter[str] = field(default_factory=Counter)  # reason -> rows or completions left out, which is no fault
     events: Counter[str] = field(default_factory=Counter)  # what to know -> examples
+    unused: Counter[str] = field(default_factory=Counter)  # column or key that nothing uses -> rows
+    rows_left_out: tuple[tuple[str, str], ...] = ()  # (where, reason) of rows that gave no example
 
 
 class TokenizedDataset:
@@ -96,6 +100,8 @@ class TokenizedDataset:
         for index, source in enumerate(self.sources):
             used = int((self._order[:, 0] == index).sum())
             lines.append(f"{source.name}: {source.description}; {source.rows} rows, {used} examples used")
+            lines += [f"{source.name}: {line}" for line in unused_lines(source.unused)]
+            lines += [f"{source.name}: {count} bad rows left out: {what}" for what, count in source.bad.most_common()]
             lines += [f"{source.name}: {count} left out: {what}" for what, count in sorted(source.dropped.items())]
             lines += [f"{source.name}: {count} examples: {what}" for what, count in sorted(source.events.items())]
         return [*lines, *self._describe_labels()] if self.has_single_labels else lines

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from checkpoint_convert.architectures import Architecture, read_architecture
@@ -117,12 +117,14 @@ def read_data(
     config: Config, sources: Sequence[SourceConfig], loss: Loss, tokenizer: Path, *, progress: bool
 ) -> TokenizedDataset:
     dataset = load_dataset(
-        [Source(Path(source.path), weight=source.weight, name=source.name) for source in sources],
+        [Source(**asdict(source)) for source in sources],
         tokenizer,
         max_tokens=config.data.max_tokens,
         chat_template=config.data.chat_template,
         too_long=config.data.too_long,
         kind=loss.kind,
+        bad_rows=config.data.bad_rows,
+        bad_rows_limit=config.data.bad_rows_limit,
         cache=token_cache(),
         progress=progress,
     )

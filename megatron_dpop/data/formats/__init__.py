@@ -1,5 +1,7 @@
 """Formats of training data, recognised from a file's columns."""
 
-from .recognise import FORMATS, Format, recognise
+from .fields import Fields, Notes
+from .layout import Layout, recognise
+from .table import TABLE, Format
 
-__all__ = ["FORMATS", "Format", "recognise"]
+__all__ = ["TABLE", "Fields", "Format", "Layout", "Notes", "recognise"]

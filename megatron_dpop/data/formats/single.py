@@ -1,97 +1,80 @@
 """One completion a row: a label that says good or bad, or a demonstration to imitate."""
 
-from ..records import BadRowError, Message, Record, answer_of, check_record, kind_of, messages_of
-from .columns import Row, column, completion_of, label_of, list_of, prompt_of, text
+from ..records import BadRowError, Message, Record, answer_of
+from .asked import Asked, after, asked
+from .fields import Fields, Notes, is_missing_number, label_of
+from .transcripts import is_transcript, whole_transcript, without_nemo_end
+from .turns import said, turns_of
 
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-}
-
-
-def labelled(row: Row) -> list[Record]:
-    """prompt, completion, label (KTO)."""
-    completion = completion_of(column(row, "completion"), "completion")
-    label = label_of(column(row, "label"), "label")
-    return [check_record(Record(prompt_of(row, "prompt", "system"), (completion,), (label,)), ("completion",))]
+_BEFORE_AN_ANSWER = ("system", "developer", "user")
+NOT_TRAINED = "an assistant turn that its weight of 0 excludes"
+OPENING = "an assistant turn that opens the conversation and answers nothing"
+UNLABELLED = "no label"
+# Keys of a message that say whether it is trained on: OpenAI, ms-swift, axolotl.
+_TRAINED_KEYS = ("weight", "loss", "train", "training")
 
 
-def prompt_completion(row: Row) -> list[Record]:
-    return _demonstration(row, "prompt", "completion", "system")
+def labelled(fields: Fields, notes: Notes) -> list[Record]:
+    """A completion, or a whole conversation, and its label (KTO)."""
+    label, name = fields.need("label"), fields.name("label")
+    if is_missing_number(label):
+        notes.left_out[UNLABELLED] += 1
+        return []
+    good = label_of(label, name)
+    role = "completion" if "completion" in fields.columns else "messages"
+    prompt, answer = _question_and_answer(fields, notes, role)
+    return [prompt.answered((answer if isinstance(answer, str) else answer_of(answer),), (good,), (fields.name(role),))]
 
 
-def query_response(row: Row) -> list[Record]:
-    """query, response (MetaMath)."""
-    return _demonstration(row, "query", "response", None)
+def demonstration(fields: Fields, notes: Notes) -> list[Record]:
+    """A prompt and an answer to imitate."""
+    prompt, answer = _question_and_answer(fields, notes, "completion")
+    completion = answer if isinstance(answer, str) else answer_of(answer)
+    return [prompt.answered((completion,), (True,), (fields.name("completion"),))]
 
 
-def question_response(row: Row) -> list[Record]:
-    """system_prompt, question, response (OpenOrca)."""
-    return _demonstration(row, "question", "response", "system_prompt")
+def _question_and_answer(fields: Fields, notes: Notes, role: str) -> tuple[Asked, str | tuple[Message, ...]]:
+    name = fields.name(role)
+    value = said(fields.need(role), name)
+    if isinstance(value, str):
+        value = without_nemo_end(value)
+        if not notes.plain and is_transcript(value):
+            value = whole_transcript(value) or value
+    if not isinstance(value, str) and value[0]["role"] in _BEFORE_AN_ANSWER:
+        last = next((index for index in range(len(value) - 1, -1, -1) if value[index]["role"] == "assistant"), 0)
+        if last != len(value) - 1:
+            raise BadRowError(f"`{name}` does not end with the assistant's answer")
+        return after(fields, notes, value[:last]), value[last:]
+    if "prompt" not in fields.columns:
+        raise BadRowError(f"`{name}` is an answer without a prompt; add a `prompt` column")
+    return asked(fields, notes), value
 
 
-def instruction_output(row: Row) -> list[Record]:
-    """instruction, input, output (Alpaca): the input follows the instruction after an empty line."""
-    instruction, extra = text(row, "instruction"), row.get("input")
-    prompt = f"{instruction}\n\n{text(row, 'input')}" if extra else instruction
-    return [check_record(Record(prompt, (text(row, "output"),), (True,)), ("output",))]
-
-
-def _demonstration(row: Row, prompt: str, completion: str, system: str | None) -> list[Record]:
-    answer = completion_of(column(row, completion), completion)
-    return [check_record(Record(prompt_of(row, prompt, system), (answer,), (True,)), (completion,))]
-
-
-def messages(row: Row) -> list[Record]:
-    return _every_answer(messages_of(column(row, "messages"), "messages"), "messages")
-
-
-def sharegpt(row: Row) -> list[Record]:
-    """conversations of {from, value} (ShareGPT), or of {role, content}."""
-    turns: list[Message] = []
-    for index, turn in enumerate(list_of(row, "conversations")):
-        field = f"conversations[{index}]"
-        if not isinstance(turn, dict):
-            raise BadRowError(f"`{field}` is {kind_of(turn)}; an object with from and value is needed")
-        if "from" not in turn:
-            turns += messages_of([turn], field)
-            continue
-        speaker = text(turn, "from")
-        if speaker not in _SHAREGPT_ROLES:
-            raise BadRowError(f"`{field}.from` is {speaker[:40]!r}; it is one of {', '.join(_SHAREGPT_ROLES)}")
-        turns.append({"role": _SHAREGPT_ROLES[speaker], "content": text(turn, "value")})
-    return _every_answer(tuple(turns), "conversations")
-
-
-def orca_chat(row: Row) -> list[Record]:
-    """conversation of {input, output}, and the system's instruction (Orca-chat)."""
-    turns: list[Message] = []
-    instruction = row.get("instruction")
-    if instruction:
-        turns.append({"role": "system", "content": text(row, "instruction")})
-    for index, turn in enumerate(list_of(row, "conversation")):
-        if not isinstance(turn, dict):
-            raise BadRowError(f"`conversation[{index}]` is {kind_of(turn)}; an object with input and output is needed")
-        turns.append({"role": "user", "content": text(turn, "input")})
-        turns.append({"role": "assistant", "content": text(turn, "output")})
-    return _every_answer(tuple(turns), "conversation")
-
-
-def _every_answer(turns: tuple[Message, ...], name: str) -> list[Record]:
+def every_answer(fields: Fields, notes: Notes) -> list[Record]:
     """One record for every assistant message, with all that goes before it as the prompt."""
-    records = []
+    value, name = fields.need("messages"), fields.name("messages")
+    turns = None
+    if isinstance(value, str) and not notes.plain and is_transcript(value):
+        turns = whole_transcript(value)
+    turns = turns if turns is not None else turns_of(value, name)
+    records, found = [], 0
     for index, turn in enumerate(turns):
-        if turn["role"] == "assistant":
-            if index == 0:
-                raise BadRowError(f"roles out of order: `{name}` begins with the assistant")
-            record = Record(turns[:index], (answer_of((turn,)),), (True,))
-            records.append(check_record(record, (f"{name}[{index}]",)))
-    if not records:
+        if turn["role"] != "assistant":
+            continue
+        found += 1
+        if _is_excluded(turn):
+            notes.left_out[NOT_TRAINED] += 1
+        elif index == 0 and not (fields.has("system") or fields.has("history")):
+            notes.left_out[OPENING] += 1
+        else:
+            prompt = after(fields, notes, turns[:index])
+            records.append(prompt.answered((answer_of((turn,)),), (True,), (f"{name}[{index}]",)))
+    if not found:
         raise BadRowError(f"`{name}` has no assistant message to learn")
+    if not records and turns[0]["role"] == "assistant" and found == 1:
+        raise BadRowError(f"roles out of order: `{name}` begins with the assistant, and nobody is answered")
     return records
+
+
+def _is_excluded(turn: Message) -> bool:
+    return any(key in turn and turn[key] in (0, False) for key in _TRAINED_KEYS)

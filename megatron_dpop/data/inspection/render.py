@@ -7,6 +7,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ..reading import unused_lines
 from ..records import BadRowError, Record, readable
 from ..tokenise import common_prefix_tokens, tokenise
 from ..tokenizer import TextTokenizer
@@ -56,6 +57,7 @@ def _summary(report: Report) -> Table:
         "rows": f"{report.rows}, of which {sum(report.bad_rows.values())} cannot be used",
         "examples": f"{report.examples} ({report.kind})",
         "left out": ", ".join(f"{count} {reason}" for reason, count in report.left_out.items()) or "none",
+        **({"not used": unused_lines(report.unused)[0].removeprefix("not used: ")} if report.unused else {}),
         "duplicates": f"{report.duplicates} examples, {report.repeated_prompts} prompts",
     }
     if report.edit_distance:

@@ -2,9 +2,9 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import batched, chain
+from itertools import batched
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 
 from checkpoint_convert.errors import UserError
 
+from ..build import fault_of
 from ..edit_distance import normalised_edit_distance
-from ..formats import Format, recognise
-from ..formats.ranked import grouped
+from ..formats import Format, Notes
 from ..kinds import Kind, as_kind, can_be, rule_text
 from ..progress import track
-from ..read_rows import read_rows
+from ..reading import open_source, records_of
 from ..records import BadRowError, Prompt, Record, located, readable, text_of_content
+from ..rows import Location
 from ..tokenise import Tokenised, common_prefix_tokens, tokenise
 from ..tokenizer import TextTokenizer
 
@@ -45,6 +46,7 @@ class Report:
     bad_rows: dict[str, int]  # problem -> rows
     bad_row_places: dict[str, list[str]]  # problem -> the first few
     left_out: dict[str, int]  # reason -> rows or completions
+    unused: dict[str, int]  # column or key that nothing uses -> rows
     events: dict[str, int]  # what to know -> examples
     over_max_tokens: int | None
     max_tokens: int | None
@@ -67,13 +69,14 @@ class _Tally:
         self.bad: Counter[str] = Counter()
         self.places: dict[str, list[str]] = {}
         self.left_out: Counter[str] = Counter()
+        self.unused: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
         self.samples: list[Record] = []
         self.first_problem: tuple[str, BadRowError] | None = None
 
     def add_bad(self, where: str, problem: BadRowError) -> None:
         self.first_problem = self.first_problem or (where, problem)
-        text = str(problem)
+        text = fault_of(str(problem))
         self.bad[text] += 1
         places = self.places.setdefault(text, [])
         if len(places) < _EXAMPLES_SHOWN:
@@ -81,33 +84,36 @@ class _Tally:
 
 
 def inspect_file(
-    path: Path,
+    source: Path | Location,
     *,
+    columns: Mapping[str, str] | None = None,
     tokenizer: TextTokenizer | None = None,
     max_tokens: int | None = None,
     kind: Kind | None = None,
-    other: Path | None = None,
+    other: Path | Location | None = None,
     samples: int = 1,
     progress: bool = True,
 ) -> Report:
-    """Reads the whole file and reports; rows that cannot be used are counted, not fatal, unless all are.
+    """Reads the whole source and reports; rows that cannot be used are counted, not fatal, unless all are.
 
-    `other` is the other split's file: prompts that occur in both are counted.
+    `columns`: role -> column, where names do not tell. `other` is the other split: prompts in both are counted.
     """
     tally = _Tally()
-    form, records = _records(path, tally)
+    location = _location(source)
+    is_plain = tokenizer is not None and tokenizer.is_plain
+    form, layout_name, records = _records(location, columns, tally, plain=is_plain)
     used_kind: Kind = kind or ("pair" if form.kind == "ranked" else form.kind)  # type: ignore[assignment]
     if not can_be(form.kind, used_kind):
-        raise UserError(f"{path}: holds {form.name}, of which no {used_kind} data can be made")
-    for batch in track(batched(records, _BATCH), f"reading {path.name}", unit_size=_BATCH, show=progress):
+        raise UserError(f"{location}: holds {form.name}, of which no {used_kind} data can be made")
+    for batch in track(batched(records, _BATCH), f"reading {location.stem}", unit_size=_BATCH, show=progress):
         _add(tally, batch, used_kind, tokenizer, max_tokens, samples)
     examples = len(tally.lengths["whole"])
     if not examples and tally.first_problem:
-        raise located(path, *tally.first_problem)
+        raise located(location, *tally.first_problem)
     rule = rule_text(form.kind, used_kind)
     return Report(
-        path=str(path),
-        format=f"{form.name} ({rule})" if rule else form.name,
+        path=str(location),
+        format=f"{layout_name} ({rule})" if rule else layout_name,
         kind=used_kind,
         rows=tally.rows,
         examples=examples,
@@ -120,36 +126,40 @@ def inspect_file(
         bad_rows=dict(tally.bad.most_common()),
         bad_row_places=tally.places,
         left_out=dict(tally.left_out.most_common()),
+        unused=dict(sorted(tally.unused.items())),
         events=dict(tally.events.most_common()),
         over_max_tokens=tally.over if tokenizer and max_tokens else None,
         max_tokens=max_tokens,
-        prompts_in_other=len(prompt_hashes(other) & tally.prompts.keys()) if other else None,
+        prompts_in_other=len(prompt_hashes(other, columns) & tally.prompts.keys()) if other else None,
         other=str(other) if other else None,
         samples=tally.samples,
     )
 
 
-def _records(path: Path, tally: _Tally) -> tuple[Format, Iterator[tuple[str, Record]]]:
-    rows = read_rows(path)
-    where, first = next(rows)
-    try:
-        form = recognise(first)
-    except BadRowError as problem:
-        raise located(path, where, problem) from None
+def _location(source: Path | Location) -> Location:
+    return source if isinstance(source, Location) else Location(str(source))
+
+
+def _records(
+    location: Location, columns: Mapping[str, str] | None, tally: _Tally, *, plain: bool
+) -> tuple[Format, str, Iterator[tuple[str, Record]]]:
+    reading = open_source(location, columns)
+    notes = Notes(plain=plain, media=reading.layout.media)
 
     def read() -> Iterator[tuple[str, Record]]:
-        everything = chain([(where, first)], rows)
-        for place, row in grouped(everything) if form.grouped else everything:
+        for place, values in reading.entries():
             tally.rows += 1
             try:
-                found = form.records(row)
+                found = records_of(reading.layout, values, notes)
             except BadRowError as problem:
                 tally.add_bad(place, problem)
                 continue
             for record in found:
                 yield place, record
+        tally.left_out += notes.left_out
+        tally.unused += reading.unused + notes.unused
 
-    return form, read()
+    return reading.layout.form, reading.layout.name, read()
 
 
 def _add(
@@ -209,9 +219,9 @@ def _count(tally: _Tally, record: Record, tokens: Tokenised | None, max_tokens: 
     tally.seen.add(key)
 
 
-def prompt_hashes(path: Path) -> set[bytes]:
-    """The `prompt_hash` of every usable row of a file."""
-    _, records = _records(path, _Tally())
+def prompt_hashes(source: Path | Location, columns: Mapping[str, str] | None = None) -> set[bytes]:
+    """The `prompt_hash` of every usable row of a source."""
+    _, _, records = _records(_location(source), columns, _Tally(), plain=False)
     return {prompt_hash(record.prompt) for _, record in records}
 
 

@@ -1,0 +1,56 @@
+"""A guess at what a file's columns are, from their names: to be offered, never to be taken."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+# Of a word that a name contains; the first role that one of the name's words belongs to is taken.
+_WORDS = {
+    "rejected": (
+        *("reject", "rejected", "worse", "worst", "bad", "loser", "lose", "losing", "negative", "neg", "wrong"),
+        *("incorrect", "dispreferred", "nonpreferred", "disliked", "inferior", "unsafe", "lost", "reject_response"),
+    ),
+    "chosen": (
+        *("chosen", "choose", "better", "best", "good", "winner", "win", "winning", "positive", "pos", "right"),
+        *("correct", "preferred", "accepted", "accept", "liked", "superior", "safe", "select", "selected", "won"),
+    ),
+    "label": ("label", "tag", "thumbs", "feedback", "desirable"),
+    "prompt": (
+        *("prompt", "question", "instruction", "query", "input", "context", "problem", "user", "ask", "request"),
+        *("dialogue", "dialog", "conversation", "source", "q", "text"),
+    ),
+    "completion": ("completion", "answer", "response", "output", "reply", "solution", "target", "generation", "a"),
+}
+_NEGATIONS = ("non", "not", "dis", "un", "less")
+
+
+def guess(sample: Sequence[Mapping[str, Any]], present: Sequence[str]) -> dict[str, str]:
+    """role -> column for a pair, a labelled completion or a demonstration; {} where the names say too little."""
+    found: dict[str, str] = {}
+    for name in present:
+        if any(isinstance(row.get(name), (str, list, dict, bool)) for row in sample):
+            role = _role_of(name)
+            if role and role not in found:
+                found[role] = name
+    if "chosen" in found and "rejected" in found:
+        return {role: found[role] for role in ("prompt", "chosen", "rejected") if role in found}
+    if "prompt" in found and "completion" in found:
+        return {role: found[role] for role in ("prompt", "completion", "label") if role in found}
+    return {}
+
+
+def _role_of(name: str) -> str | None:
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
+    for role, known in _WORDS.items():
+        hits = [word for word in words if word in known]
+        if hits and role == "chosen" and any(word in _NEGATIONS for word in words):
+            return "rejected"
+        if hits:
+            return role
+    return None
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return found[0] if found else None

@@ -1,0 +1,93 @@
+"""Two answers of one prompt and a column that says which is better."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..records import BadRowError, Record
+from .fields import Fields, Notes, is_missing_number, number_of
+from .pairs import compare
+from .turns import said
+
+TIE = "a tie: neither answer is preferred"
+UNJUDGED = "no verdict on the two answers"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Names of one publisher's columns. `better` gives 0 for the first answer, 1 for the second, None for a tie."""
+
+    prompts: tuple[str, ...]
+    first: str
+    second: str
+    verdicts: tuple[str, ...]
+    better: Callable[[Any, str], int | None]
+
+
+def judged(how: Judged) -> Callable[[Fields, Notes], list[Record]]:
+    def records(fields: Fields, notes: Notes) -> list[Record]:
+        verdict, name = fields.need("verdict"), fields.name("verdict")
+        if is_missing_number(verdict):
+            notes.left_out[UNJUDGED] += 1
+            return []
+        better = how.better(verdict, name)
+        if better is None:
+            notes.left_out[TIE] += 1
+            return []
+        roles = ("first", "second")
+        order = (roles[better], roles[1 - better])
+        sides = [said(fields.need(role), fields.name(role)) for role in order]
+        return compare(fields, notes, sides, tuple(fields.name(role) for role in order))
+
+    return records
+
+
+def _by_sign(value: Any, name: str) -> int | None:
+    """HelpSteer: below 0 the first answer is better, above 0 the second."""
+    number = number_of(value, name)
+    return None if number == 0 else int(number > 0)
+
+
+def _one_or_two(value: Any, name: str) -> int | None:
+    """AlpacaFarm: 1 or 2."""
+    return _index(value, name, {1.0: 0, 2.0: 1})
+
+
+def _zero_or_one(value: Any, name: str) -> int | None:
+    """SafeRLHF: the better answer's number."""
+    return _index(value, name, {0.0: 0, 1.0: 1})
+
+
+def _first_if_one(value: Any, name: str) -> int | None:
+    """Stanford Human Preferences: 1 where A is preferred."""
+    return _index(value, name, {1.0: 0, 0.0: 1})
+
+
+def _index(value: Any, name: str, of: dict[float, int]) -> int:
+    number = number_of(value, name)
+    if number not in of:
+        raise BadRowError(f"`{name}` is {str(value)[:40]!r}; it is one of {', '.join(f'{key:g}' for key in of)}")
+    return of[number]
+
+
+def _winner(value: Any, name: str) -> int | None:
+    """Chatbot Arena: model_a, model_b, or a tie."""
+    word = str(value).strip().lower()
+    if word.startswith("tie") or word in ("both", "both_bad", "bothbad"):
+        return None
+    of = {"model_a": 0, "model_b": 1, "a": 0, "b": 1}
+    if word not in of:
+        raise BadRowError(f"`{name}` is {word[:40]!r}; it is model_a, model_b or a tie")
+    return of[word]
+
+
+PROMPTS = ("prompt", "context", "question", "instruction")
+JUDGED = (
+    Judged(PROMPTS, "response1", "response2", ("overall_preference",), _by_sign),
+    Judged(PROMPTS, "response_1", "response_2", ("preference_strength",), _by_sign),
+    Judged(PROMPTS, "output_1", "output_2", ("preference",), _one_or_two),
+    Judged(PROMPTS, "response_0", "response_1", ("better_response_id", "safer_response_id"), _zero_or_one),
+    Judged(("history",), "human_ref_A", "human_ref_B", ("labels",), _first_if_one),
+    Judged((), "conversation_a", "conversation_b", ("winner",), _winner),
+    Judged(PROMPTS, "response_a", "response_b", ("winner",), _winner),
+)

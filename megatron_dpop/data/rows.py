@@ -1,0 +1,262 @@
+"""Where a source's rows come from: a file, files that a pattern names, a folder, or a dataset of the hub."""
+
+import glob
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from checkpoint_convert.errors import UserError, first_line
+
+from .read_arrow import BATCH_ROWS, batch_rows
+from .read_rows import FILE_TYPES, Row, file_type, filled_beside, read_rows
+
+if TYPE_CHECKING:
+    import datasets
+
+_SAMPLE_ROWS = 64  # that the format is recognised from
+_PATTERN = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Location:
+    """What a config says of where rows are."""
+
+    path: str  # of a file or folder, a pattern (`shards/*.parquet`), or a dataset's name on the hub
+    split: str | None = None  # of a folder or hub dataset; a name, or a slice as `datasets` has it (`train[:10%]`)
+    subset: str | None = None  # of a folder or hub dataset that has several configurations
+    revision: str | None = None  # of a hub dataset: branch, tag or commit
+
+    def __str__(self) -> str:
+        return self.path if self.split is None else f"{self.path} ({self.split})"
+
+    @property
+    def stem(self) -> str:
+        """A short name: the file's or folder's, without what a pattern leaves open."""
+        path = Path(_PATTERN.sub("", self.path).replace("]", "").strip())
+        stem = path.name
+        while stem and file_type(Path(stem)) and Path(stem).suffix:
+            stem = Path(stem).stem
+        return stem.strip("-_. ") or path.parent.name or "data"
+
+
+class Rows(Protocol):
+    """Rows that can be read as often as asked, in the same order."""
+
+    @property
+    def unused_files(self) -> tuple[str, ...]:
+        """Data files that lie beside those that are read and belong to no split."""
+
+    def read(self, columns: Collection[str] | None = None) -> Iterator[Row]:
+        """(where, row) of each; of files that are stored by columns, only those asked for."""
+
+    def filled_beside(self, columns: Collection[str]) -> Counter[str]:
+        """In how many rows a column is filled that `read` passes over, asked for `columns`."""
+
+    def digest(self) -> str:
+        """Changes with any byte that the rows come from."""
+
+
+def find_rows(location: Location) -> Rows:
+    """UserError where there is nothing by that name, or more than one thing."""
+    path = Path(location.path).expanduser()
+    if path.is_dir():
+        return _Folder(path, location).rows()
+    if path.is_file():
+        return _only_files([path], location)
+    if _PATTERN.search(location.path):
+        found = sorted(entry for name in glob.glob(str(path), recursive=True) if (entry := Path(name)).is_file())
+        if not found:
+            raise UserError(f"{location.path}: no file matches this pattern")
+        return _only_files(found, location)
+    if file_type(path) or _is_no_hub_name(location.path):
+        raise UserError(f"{location.path}: no such file")
+    return _hub_rows(location)
+
+
+def sample(rows: Rows) -> list[Row]:
+    """The first rows with all their columns."""
+    return list(islice(rows.read(), _SAMPLE_ROWS))
+
+
+def _only_files(paths: list[Path], location: Location) -> "FileRows":
+    for key in ("split", "subset", "revision"):
+        if getattr(location, key) is not None:
+            raise UserError(
+                f"{location.path}: `{key}` belongs to folders and hub datasets, and this is "
+                f"{'a file' if len(paths) == 1 else 'a list of files'}; leave it out"
+            )
+    return FileRows(tuple(paths), location.path)
+
+
+def _is_no_hub_name(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") != 1 or not re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Rows of files, one after the other."""
+
+    paths: tuple[Path, ...]
+    name: str
+    unused_files: tuple[str, ...] = ()
+
+    def read(self, columns: Collection[str] | None = None) -> Iterator[Row]:
+        empty = True
+        for path in self.paths:
+            prefix = f"{path.name}, " if len(self.paths) > 1 else ""
+            for where, row in read_rows(path, columns):
+                empty = False
+                yield prefix + where, row
+        if empty:
+            raise UserError(f"{self.name}: holds no rows")
+
+    def filled_beside(self, columns: Collection[str]) -> Counter[str]:
+        return sum((filled_beside(path, columns) for path in self.paths), Counter())
+
+    def digest(self) -> str:
+        digest = hashlib.sha256()
+        for path in self.paths:
+            if not path.is_file():
+                raise UserError(f"{path}: no such file")
+            with path.open("rb") as file:
+                digest.update(f"{file_type(path)}\0{path.suffix}\0".encode())
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class DatasetRows:
+    """Rows of a dataset that `datasets` holds as a table."""
+
+    dataset: "datasets.Dataset"
+    name: str
+    unused_files: tuple[str, ...] = ()
+
+    def read(self, columns: Collection[str] | None = None) -> Iterator[Row]:
+        if not len(self.dataset):
+            raise UserError(f"{self.name}: holds no rows")
+        names = [name for name in self.dataset.column_names if columns is None or name in columns]
+        tables = self.dataset.select_columns(names).with_format("arrow").iter(BATCH_ROWS)
+        yield from batch_rows((batch for table in tables for batch in table.combine_chunks().to_batches()), self.name)
+
+    def filled_beside(self, columns: Collection[str]) -> Counter[str]:
+        table = self.dataset.data
+        filled = {
+            name: len(table) - table.column(name).null_count for name in table.column_names if name not in columns
+        }
+        return Counter({name: count for name, count in filled.items() if count})
+
+    def digest(self) -> str:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256(b"datasets\0")
+        for where, row in self.read():
+            digest.update(f"{where}\0{row!r}\0".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+def _rows_of(dataset: "datasets.Dataset", name: str) -> Rows:
+    """Its files where they are what the dataset is: they are read in pieces, and their bytes tell a change."""
+    import pyarrow
+
+    paths = tuple(Path(entry["filename"]) for entry in dataset.cache_files)
+    if paths and dataset._indices is None:
+        stored = 0
+        for path in paths:
+            with pyarrow.memory_map(str(path)) as source:
+                stored += sum(batch.num_rows for batch in pyarrow.ipc.open_stream(source))
+        if stored == len(dataset):
+            return FileRows(paths, name)
+    return DatasetRows(dataset, name)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder that `datasets` saved, or one of data files as a hub dataset's repository has them."""
+
+    path: Path
+    location: Location
+
+    def rows(self) -> Rows:
+        if self.location.revision is not None:
+            raise UserError(f"{self.path}: `revision` belongs to hub datasets, and this is a folder; leave it out")
+        if (self.path / "dataset_dict.json").is_file() or (self.path / "state.json").is_file():
+            return self._saved()
+        return self._data_files()
+
+    def _saved(self) -> Rows:
+        import datasets
+
+        if self.location.subset is not None:
+            raise UserError(f"{self.path}: `subset` belongs to datasets with configurations; leave it out")
+        try:
+            found = datasets.load_from_disk(str(self.path))
+        except Exception as error:  # the library raises a dozen unrelated types for a damaged folder
+            raise UserError(f"{self.path}: no whole saved dataset ({first_line(error)}); save it again") from None
+        if isinstance(found, datasets.DatasetDict):
+            found = found[_choose_split(self.location, list(map(str, found)))]
+        elif self.location.split is not None:
+            raise UserError(f"{self.path}: holds one dataset without splits; leave `split` out")
+        return _rows_of(found, str(self.location))
+
+    def _data_files(self) -> Rows:
+        """Which files belong to which split is what `datasets` says, by their names or the folder's README."""
+        import datasets
+
+        if not any(file_type(entry) for entry in self.path.rglob("*")):
+            raise UserError(f"{self.path}: holds no data file ({', '.join(FILE_TYPES)})")
+        try:
+            builder = datasets.load_dataset_builder(str(self.path), self.location.subset)
+        except Exception as error:  # as above
+            raise UserError(f"{self.path}: no dataset can be read from it ({first_line(error)})") from None
+        files: dict[Any, list[str]] = builder.config.data_files or {}
+        split = _choose_split(self.location, list(map(str, files)))
+        paths = tuple(Path(name) for name in files[split])
+        used = {Path(name).resolve() for names in files.values() for name in names}
+        suffixes = {path.suffix.lower() for path in used}
+        beside = (entry for entry in self.path.rglob("*") if entry.suffix.lower() in suffixes and file_type(entry))
+        unused = sorted(str(entry.relative_to(self.path)) for entry in beside if entry.resolve() not in used)
+        for path in paths:
+            if not file_type(path):
+                raise UserError(f"{path}: unknown file type {path.suffix!r}; give one of {', '.join(FILE_TYPES)}")
+        return FileRows(paths, str(self.location), tuple(unused))
+
+
+def _choose_split(location: Location, splits: list[str]) -> str:
+    if location.split is None and len(splits) == 1:
+        return splits[0]
+    if location.split in splits:
+        return location.split
+    names = ", ".join(splits)
+    if location.split is None:
+        raise UserError(f"{location.path}: holds the splits {names}; say which with `split`")
+    raise UserError(f"{location.path}: has no split {location.split!r}; it has {names}")
+
+
+def _hub_rows(location: Location) -> Rows:
+    import datasets
+
+    split = location.split
+    try:
+        # No code of a repository is run: `datasets` has no such loader since its version 4.
+        if split is None:
+            found = datasets.load_dataset(location.path, location.subset, revision=location.revision)
+            split = _choose_split(location, list(map(str, found)))
+            return _rows_of(found[split], f"{location.path} ({split})")
+        chosen = datasets.load_dataset(location.path, location.subset, split=split, revision=location.revision)
+    except UserError:
+        raise
+    except Exception as error:  # network, hub and parsing errors share no base class
+        raise UserError(
+            f"{location.path}: neither a local file nor a dataset that the hub gives ({first_line(error)}); "
+            "download its files and name one"
+        ) from None
+    return _rows_of(chosen, str(location))
