@@ -86,7 +86,7 @@ def build(recipe: Recipe, sink: pyarrow.NativeFile, *, workers: int, progress: b
         for batch, part in _results(recipe, reading, workers=workers, progress=progress):
             writer.write_batch(batch)
             tally.add(part)
-    tally.unused = Counter(dict(sorted(reading.unused.items()))) | tally.unused
+    tally.unused.update(reading.unused)
     _check_share(recipe, tally)
     if not tally.examples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in (tally.bad + tally.dropped).items())

@@ -17,6 +17,12 @@ from checkpoint_convert.errors import UserError, first_line
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 
 
+def file_suffix(path: Path) -> str:
+    """The suffix that says what a file is: `.jsonl` of `pairs.jsonl.gz` too."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in COMPRESSIONS else suffix
+
+
 @contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
     """The file's content, decompressed where its name says that it is compressed; UserError where it is damaged."""

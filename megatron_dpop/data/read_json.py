@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, cast
 
 from checkpoint_convert.errors import UserError, first_line
 
-from .compressed import open_bytes
+from .compressed import file_suffix, open_bytes
 
 Row = tuple[str, dict[str, Any]]
 _CHUNK_BYTES = 1 << 20
@@ -27,7 +27,7 @@ def read_json(path: Path) -> Iterator[Row]:
             if line.removeprefix(codecs.BOM_UTF8).strip():
                 break
         first = head[-1].removeprefix(codecs.BOM_UTF8).strip() if head else b""
-        if _is_object(first) or not first.startswith((b"{", b"[")):
+        if _is_one_a_line(first, is_lines=file_suffix(path) != ".json"):
             yield from _whole_file_of(_lines(chain(head, file), path), path)
         else:
             yield from _stream(b"".join(head), file, path)
@@ -41,11 +41,14 @@ def _utf8(file: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, codecs.EncodedFile(file, "utf-8", "utf-16")) if is_utf16 else file
 
 
-def _is_object(line: bytes) -> bool:
+def _is_one_a_line(first: bytes, *, is_lines: bool) -> bool:
+    """Whether values stand one a line: the first line is an object, or the file's name says so and it is no array."""
     try:
-        return isinstance(json.loads(line), dict)
+        value = json.loads(first)
     except (ValueError, RecursionError):
-        return False
+        return is_lines and first not in (b"{", b"[") and not first.startswith(b"[{")
+    is_array = isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+    return isinstance(value, dict) or (is_lines and not is_array)
 
 
 def _lines(lines: Iterator[bytes], path: Path) -> Iterator[Row]:
@@ -105,11 +108,10 @@ def _object(value: Any, path: Path, where: str) -> dict[str, Any]:
 
 def _stream(head: bytes, file: BinaryIO, path: Path) -> Iterator[Row]:
     values = _Values(head, file, path)
-    is_array = values.peek() == "["
-    if not is_array:
+    if values.peek() == "[":
+        yield from _numbered(values.elements(), path)
+    else:
         yield from _whole_file_of(_numbered(values.concatenated(), path), path)
-        return
-    yield from _numbered(values.elements(), path)
 
 
 def _numbered(values: Iterator[Any], path: Path) -> Iterator[Row]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from checkpoint_convert.errors import UserError
 
-from .compressed import COMPRESSIONS
+from .compressed import COMPRESSIONS, file_suffix
 from .read_arrow import filled_in_arrow, filled_in_parquet, read_arrow, read_parquet
 from .read_csv import read_csv, read_tsv
 from .read_json import read_json
@@ -36,11 +36,8 @@ def filled_beside(path: Path, columns: Collection[str]) -> Counter[str]:
 
 def file_type(path: Path) -> str:
     """The suffix that decides how a file is read: `.jsonl` of `pairs.jsonl.gz` too, "" where none is known."""
-    suffix = path.suffix.lower()
-    if suffix in COMPRESSIONS:
-        inner = Path(path.stem).suffix.lower()
-        return inner if inner in _TEXT else ""
-    return suffix if suffix in _READERS else ""
+    suffix = file_suffix(path)
+    return suffix if suffix in (_TEXT if path.suffix.lower() in COMPRESSIONS else _READERS) else ""
 
 
 def _text(reader: Callable[[Path], Iterator[Row]]) -> Callable[[Path, Collection[str] | None], Iterator[Row]]:

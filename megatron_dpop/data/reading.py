@@ -70,6 +70,6 @@ def unused_lines(unused: Mapping[str, int]) -> list[str]:
         return []
     parts = [
         (name or "the column without a name") + (f" ({count} row{'s' * (count != 1)})" if count else "")
-        for name, count in unused.items()
+        for name, count in sorted(unused.items())
     ]
     return ["not used: " + ", ".join(parts)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from checkpoint_convert.errors import UserError, first_line
 
+from .compressed import COMPRESSIONS
 from .read_arrow import BATCH_ROWS, batch_rows
 from .read_rows import FILE_TYPES, Row, file_type, filled_beside, read_rows
 
@@ -37,12 +38,13 @@ class Location:
 
     @property
     def stem(self) -> str:
-        """A short name: the file's or folder's, without what a pattern leaves open."""
-        path = Path(_PATTERN.sub("", self.path).replace("]", "").strip())
-        stem = path.name
-        while stem and file_type(Path(stem)) and Path(stem).suffix:
-            stem = Path(stem).stem
-        return stem.strip("-_. ") or path.parent.name or "data"
+        """A short name: the file's or folder's, as far as a pattern leaves nothing open."""
+        path = Path(self.path)
+        name = path
+        while file_type(name) or name.suffix.lower() in COMPRESSIONS:
+            name = Path(name.stem)
+        fixed = _PATTERN.split(name.name)[0].strip("-_. ")
+        return fixed or path.parent.name or "data"
 
 
 class Rows(Protocol):

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,7 @@ from checkpoint_convert.errors import UserError
 from checkpoint_convert.files import write_json, write_text
 from megatron_dpop.config import Config, dump_config
 from megatron_dpop.config.load import as_dict, config_from_dict, flatten
+from megatron_dpop.data.examples import TokenizedDataset
 from megatron_dpop.losses.registry import build_loss
 from megatron_dpop.runtime.devices import on_gpu
 
@@ -46,6 +47,7 @@ class RunFolder:
         self.health = self.path / "health.jsonl"
         self.hf = self.path / "hf"
         self.adapter = self.path / "adapter"
+        self.rows_left_out = self.path / "rows_left_out.jsonl"
         self.rejected_results = self.path / "rejected_results.log"
         self.reference = Path(config.reference.cache) if config.reference.cache else self.path / "reference"
 
@@ -76,6 +78,17 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "config.yaml", dump_config(self.config))
         write_json(self.path / "environment.json", environment(self.config, world_size))
+
+    def write_rows_left_out(self, data: Mapping[str, TokenizedDataset | None]) -> None:
+        """Which rows of each source gave no example, and why; no file where all did."""
+        lines = [
+            {"data": name, "source": source.path, "row": where, "reason": reason}
+            for name, dataset in data.items()
+            for source in (dataset.sources if dataset else ())
+            for where, reason in source.rows_left_out
+        ]
+        if lines:
+            write_lines(self.rows_left_out, lines)
 
 
 def _resolved(tree: dict[str, Any]) -> dict[str, Any]:

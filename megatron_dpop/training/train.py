@@ -145,6 +145,7 @@ class Run:
             write_identity(self.folder.path, identity)
             if not goes_on:
                 self.exports.set_aside()
+            self.folder.write_rows_left_out({"train": self.inputs.train, "validation": self.inputs.validation})
             copy_assets(
                 assets_folder(self.inputs.model),
                 self.folder.checkpoints / ASSETS,

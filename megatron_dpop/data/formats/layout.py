@@ -75,7 +75,7 @@ def _layout(form: Format, sample: Sample, present: list[str], given: Mapping[str
     if "input" in columns and columns.get("prompt") != "instruction" and "input" not in (given or {}):
         del columns["input"]
     values: Values = {
-        role: [row[name] for row in sample if not is_empty(row.get(name))] for role, name in columns.items()
+        role: [row[name] for row in sample if row.get(name) is not None] for role, name in columns.items()
     }
     if not form.fits(values):
         return None

@@ -10,8 +10,8 @@ _BEFORE_AN_ANSWER = ("system", "developer", "user")
 NOT_TRAINED = "an assistant turn that its weight of 0 excludes"
 OPENING = "an assistant turn that opens the conversation and answers nothing"
 UNLABELLED = "no label"
-# Keys of a message that say whether it is trained on: OpenAI, ms-swift, axolotl.
-_TRAINED_KEYS = ("weight", "loss", "train", "training")
+# Keys of a message that say whether it is trained on: OpenAI, LLaMA-Factory, ms-swift, axolotl.
+_TRAINED_KEYS = ("weight", "loss_weight", "loss", "train", "training")
 
 
 def labelled(fields: Fields, notes: Notes) -> list[Record]:

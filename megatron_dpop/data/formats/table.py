@@ -10,7 +10,7 @@ from .fields import Fields, Notes
 from .transcripts import is_transcript
 from .verdicts import JUDGED, judged
 
-Values = Mapping[str, Sequence[Any]]  # role -> its values in the first rows, less the empty ones
+Values = Mapping[str, Sequence[Any]]  # role -> its values in the first rows, less the nulls
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Format:
 # What asks, beside an answer that stands by itself.
 QUESTIONS = ("prompt", "question", "instruction", "query", "problem", "input")
 CONVERSATIONS = ("messages", "conversations", "conversation")
-CONTEXTS = ("context", "context_messages")
+CONTEXTS = ("context", "context_messages", "prompt_messages")
 _ASKS = {"prompt": (*QUESTIONS, *CONTEXTS, *CONVERSATIONS), "input": ("input", "context")}
 _INSTRUCTS = {"prompt": QUESTIONS, "input": ("input", "context")}
 # The better answer's column and the worse one's.

@@ -61,7 +61,9 @@ def _entries(value: Any, field: str) -> list[Any]:
 
 
 def _entries_of_object(value: Mapping[str, Any]) -> list[Any]:
-    """One message, or the columns of several (`datasets` writes a list of objects so)."""
+    """One message, or several: in a list of that name, or as columns (`datasets` writes a list of objects so)."""
+    if isinstance(value.get("messages"), list) and "role" not in value:
+        return list(value["messages"])
     columns = list(value.values())
     if columns and all(isinstance(column, list) for column in columns) and len({len(c) for c in columns}) == 1:
         return [dict(zip(value, entry, strict=True)) for entry in zip(*columns, strict=True)]
@@ -81,11 +83,38 @@ def _turn(entry: Any, field: str) -> list[Any]:
         return [entry]
     role = _role(entry[speaker], f"{field}.{speaker}")
     text_key = next((key for key in _TEXT_KEYS if key in entry), None)
-    message = {"role": role}
+    message: Message = {"role": role}
     if text_key is not None:
         message["content"] = entry[text_key]
     message.update({key: value for key, value in entry.items() if key not in (speaker, text_key)})
+    if isinstance(message.get("content"), list) and _has_values(message["content"]):
+        return [_of_parts(message, field)]
     return [_call(message, field)] if role == "call" else [message]
+
+
+def _has_values(parts: list[Any]) -> bool:
+    return any(isinstance(part, Mapping) and "type" in part and "value" in part for part in parts)
+
+
+def _of_parts(message: Message, field: str) -> Message:
+    """LLaMA-Factory's second form: parts of {type, value}, of which reasoning and calls have keys of their own."""
+    texts: list[str] = []
+    reasoning: list[str] = []
+    calls: list[dict[str, Any]] = []
+    for index, part in enumerate(message["content"]):
+        name = f"{field}.content[{index}]"
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in ("text", "reasoning", "tool_call"):
+            raise BadRowError(f"`{name}` is {str(kind)[:40]!r}; only text, reasoning and tool calls can be used")
+        value = text_of(part.get("value"), f"{name}.value")
+        if kind == "tool_call":
+            calls += _call({"content": value}, name)["tool_calls"]
+        else:
+            (texts if kind == "text" else reasoning).append(value)
+    found = {**message, "content": "".join(texts)}
+    if reasoning:
+        found["reasoning_content"] = "".join(reasoning)
+    return {**found, "tool_calls": calls} if calls else found
 
 
 def _role(name: Any, field: str) -> str:

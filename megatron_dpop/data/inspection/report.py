@@ -157,7 +157,8 @@ def _records(
             for record in found:
                 yield place, record
         tally.left_out += notes.left_out
-        tally.unused += reading.unused + notes.unused
+        tally.unused.update(reading.unused)
+        tally.unused.update(notes.unused)
 
     return reading.layout.form, reading.layout.name, read()
 

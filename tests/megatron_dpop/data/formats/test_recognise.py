@@ -4,12 +4,23 @@ from typing import Any
 
 import pytest
 
-from megatron_dpop.data.formats import recognise
+from megatron_dpop.data.formats import Fields, Layout, Notes, recognise
+from megatron_dpop.data.formats.ranked import grouped
 from megatron_dpop.data.kinds import as_kind, can_be
 from megatron_dpop.data.records import BadRowError, Record
 
 USER = {"role": "user", "content": "Q"}
 SYSTEM = {"role": "system", "content": "S"}
+
+
+def read(*rows: dict[str, Any], notes: Notes | None = None, **columns: str) -> tuple[Layout, list[Record]]:
+    """The layout of a file of these rows, and their records."""
+    layout = recognise(rows, columns)
+    roles = {column: role for role, column in layout.columns.items()}
+    by_role = [("", {roles[name]: value for name, value in row.items() if name in roles}) for row in rows]
+    entries = grouped(by_role) if layout.form.grouped else by_role
+    found = [layout.form.records(Fields(values, layout.columns), notes or Notes()) for _, values in entries]
+    return layout, [record for records in found for record in records]
 
 
 def says(text: str) -> dict[str, str]:
@@ -74,16 +85,16 @@ PAIRS: list[tuple[str, dict[str, Any], list[Record]]] = [
 
 @pytest.mark.parametrize(("row", "expected"), [case[1:] for case in PAIRS], ids=[case[0] for case in PAIRS])
 def test_pairs(row: dict[str, Any], expected: list[Record]) -> None:
-    form = recognise(row)
-    assert form.kind == "pair"
-    assert form.records(row) == expected
+    layout, records = read(row)
+    assert layout.form.kind == "pair"
+    assert records == expected
 
 
 def test_implicit_plain_prompt_is_cut_as_trl_cuts_it() -> None:
     from trl.data_utils import extract_prompt
 
     row = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
-    (record,) = recognise(row).records(row)
+    _, (record,) = read(row)
     theirs = extract_prompt(row)
     assert record.prompt == theirs["prompt"]
     assert record.completions == (theirs["chosen"], theirs["rejected"])
@@ -105,9 +116,8 @@ RANKED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("row", RANKED, ids=["scores", "ranks", "UltraFeedback", "Nectar"])
 def test_ranked_completions(row: dict[str, Any]) -> None:
-    form = recognise(row)
-    assert form.kind == "ranked"
-    (record,) = form.records(row)
+    layout, (record,) = read(row)
+    assert layout.form.kind == "ranked"
     assert as_kind(record, "pair") == pair("Q")
     assert as_kind(record, "single") == [Record("Q", ("a",), (True,)), Record("Q", ("b",), (False,))]
     (group,) = as_kind(record, "group")
@@ -118,19 +128,19 @@ def test_ranked_completions(row: dict[str, Any]) -> None:
 
 def test_ties_and_repeats_among_ranked() -> None:
     row = {"prompt": "Q", "responses": ["a", "b"], "scores": [1, 1]}
-    (record,) = recognise(row).records(row)
+    _, (record,) = read(row)
     assert as_kind(record, "pair") == "all completions are rated the same"
     row = {"prompt": "Q", "responses": ["a", "a"], "scores": [1, 2]}
-    (record,) = recognise(row).records(row)
+    _, (record,) = read(row)
     assert as_kind(record, "pair") == "only one completion"
 
 
 def test_kto_labels() -> None:
     for value, label in ((True, True), (0, False), ("True", True)):
         row = {"prompt": "Q", "completion": "a", "label": value}
-        assert recognise(row).records(row) == [Record("Q", ("a",), (label,))]
+        assert read(row)[1] == [Record("Q", ("a",), (label,))]
     row = {"prompt": [USER], "completion": [says("a")], "label": False}
-    assert recognise(row).records(row) == [Record((USER,), ("a",), (False,))]
+    assert read(row)[1] == [Record((USER,), ("a",), (False,))]
     assert as_kind(Record("Q", ("a",), (False,)), "sft") == "labelled as not preferred"
     assert not can_be("single", "pair")
 
@@ -170,9 +180,9 @@ DEMONSTRATIONS: list[tuple[str, dict[str, Any], list[Record]]] = [
     ("row", "expected"), [case[1:] for case in DEMONSTRATIONS], ids=[case[0] for case in DEMONSTRATIONS]
 )
 def test_demonstrations(row: dict[str, Any], expected: list[Record]) -> None:
-    form = recognise(row)
-    assert form.kind == "sft"
-    assert form.records(row) == expected
+    layout, records = read(row)
+    assert layout.form.kind == "sft"
+    assert records == expected
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -187,13 +197,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [], "chosen": "a", "rejected": "b"}, "`prompt` is an empty list"),
     ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, r"`prompt\[0\]` has no `content`"),
     ({"prompt": [{"role": "boss", "content": "x"}], "chosen": "a", "rejected": "b"}, r"`prompt\[0\].role` is 'boss'"),
-    ({"prompt": [USER, USER], "chosen": "a", "rejected": "b"}, "roles out of order: messages 1 and 2"),
-    ({"prompt": [USER, SYSTEM, USER], "chosen": "a", "rejected": "b"}, "roles out of order: message 2 is a system"),
+    ({"prompt": [USER, SYSTEM], "chosen": "a", "rejected": "b"}, "ends with the system"),
     ({"prompt": [USER, says("x")], "chosen": "a", "rejected": "b"}, "ends with the assistant"),
-    ({"chosen": [USER, says("a")], "rejected": [says("b")]}, "messages after the 0 that both begin with"),
+    ({"chosen": [USER, says("a")], "rejected": [says("b")]}, "`chosen` is a whole conversation and `rejected` an"),
+    ({"chosen": [USER, says("a"), USER, says("x")], "rejected": [USER, says("a")]}, "`chosen` only goes on where"),
+    ({"chosen": [USER, says("a"), USER, says("x")], "rejected": [USER, says("a"), SYSTEM, says("x")]}, "part at a"),
     ({"chosen": [says("a")], "rejected": [says("b")]}, "share no prompt"),
     ({"prompt": "Q", "responses": ["a", "b"], "scores": [1]}, "`responses` has 2 entries and `scores` 1"),
-    ({"prompt": "Q", "responses": ["a", "b"], "scores": [1, float("nan")]}, r"`scores\[1\]` is 'nan'"),
+    ({"prompt": "Q", "responses": ["a", "b"], "scores": [1, "many"]}, r"`scores\[1\]` is 'many'"),
+    ({"prompt": "Q", "responses": ["a", "b"], "scores": [1, float("inf")]}, r"`scores\[1\]` is 'inf'"),
     ({"prompt": "Q", "responses": [], "scores": []}, "`responses` is an empty list"),
     ({"prompt": "Q", "completion": "a", "label": "maybe"}, "`label` is 'maybe'"),
     ({"messages": [says("a")]}, "begins with the assistant"),
@@ -205,4 +217,4 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("row", "message"), BAD)
 def test_bad_rows_say_what_is_wrong(row: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRowError, match=message):
-        recognise(row).records(row)
+        read(row)
