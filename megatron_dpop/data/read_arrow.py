@@ -3,7 +3,7 @@
 import mmap
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from checkpoint_convert.errors import UserError, first_line
 
 Row = tuple[str, dict[str, Any]]
 BATCH_ROWS = 1024
+_BULKY_BYTES = 4096  # a value, on average
 _PAGE_BUFFER_BYTES = 1 << 20  # pages are read one after the other, not a column of a row group at once
 
 
-def read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
+def read_parquet(path: Path, columns: Container[str] | None) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=_PAGE_BUFFER_BYTES) as file:
             names = [name for name in file.schema_arrow.names if columns is None or name in columns]
@@ -26,14 +27,14 @@ def read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
         raise UserError(f"{path}: not a whole parquet file ({first_line(error)}); write it again") from None
 
 
-def read_arrow(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
+def read_arrow(path: Path, columns: Container[str] | None) -> Iterator[Row]:
     try:
         yield from batch_rows(_arrow_batches(path, columns), str(path))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"{path}: not a whole Arrow file ({first_line(error)}); write it again") from None
 
 
-def _arrow_batches(path: Path, columns: Collection[str] | None) -> Iterator[pyarrow.RecordBatch]:
+def _arrow_batches(path: Path, columns: Container[str] | None) -> Iterator[pyarrow.RecordBatch]:
     """Batches of a mapped file; the pages of one are given back before the next, so that memory stays flat."""
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed once no batch refers to it
@@ -52,7 +53,30 @@ def _arrow_batches(path: Path, columns: Collection[str] | None) -> Iterator[pyar
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def filled_in_parquet(path: Path, columns: Collection[str]) -> Counter[str]:
+def bulky_columns(path: Path) -> list[str]:
+    """Columns of a parquet file that hold large bytes, such as pictures: even a few of their rows are a large page."""
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            sizes: Counter[str] = Counter()
+            binary = set()
+            for index in range(file.num_row_groups):
+                group = file.metadata.row_group(index)
+                for leaf in (group.column(number) for number in range(group.num_columns)):
+                    name = leaf.path_in_schema.split(".")[0]
+                    sizes[name] += leaf.total_uncompressed_size
+                    if leaf.physical_type == "BYTE_ARRAY" and not _is_text(file, leaf.path_in_schema):
+                        binary.add(name)
+            return [name for name in binary if sizes[name] > _BULKY_BYTES * file.metadata.num_rows]
+    except (pyarrow.ArrowException, OSError):
+        return []  # whoever reads the rows says what is wrong
+
+
+def _is_text(file: pyarrow.parquet.ParquetFile, path: str) -> bool:
+    names = [file.schema.column(index) for index in range(len(file.schema))]
+    return any(column.path == path and column.logical_type.type == "STRING" for column in names)
+
+
+def filled_in_parquet(path: Path, columns: Container[str]) -> Counter[str]:
     """column -> rows in which it is not null, of those that are not among `columns`, by the file's own statistics.
 
     Of a column of lists or objects they only tell whether there is anything in it.
@@ -73,7 +97,7 @@ def filled_in_parquet(path: Path, columns: Collection[str]) -> Counter[str]:
     return Counter({name: count for name, count in filled.items() if name not in columns and count})
 
 
-def filled_in_arrow(path: Path, columns: Collection[str]) -> Counter[str]:
+def filled_in_arrow(path: Path, columns: Container[str]) -> Counter[str]:
     """column -> rows in which it is not null, of those that are not among `columns`."""
     filled: Counter[str] = Counter()
     for batch in _arrow_batches(path, None):

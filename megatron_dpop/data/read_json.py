@@ -1,6 +1,7 @@
 """Rows of a JSON file, read as a stream: objects one a line, one behind the other, or in an array."""
 
 import codecs
+import io
 import json
 from collections.abc import Iterator
 from itertools import chain
@@ -35,8 +36,7 @@ def read_json(path: Path) -> Iterator[Row]:
 
 def _utf8(file: BinaryIO) -> BinaryIO:
     """The file, from UTF-16 where its first bytes say so."""
-    start = file.read(2)
-    file.seek(0)
+    start = cast(io.BufferedReader, file).peek(2)[:2]
     is_utf16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     return cast(BinaryIO, codecs.EncodedFile(file, "utf-8", "utf-16")) if is_utf16 else file
 

@@ -1,7 +1,7 @@
 """Rows of one data file, one at a time, each with the words that say where it stands."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .read_json import read_json
 Row = tuple[str, dict[str, Any]]  # ("row 3" or "line 3", counted from 1; columns)
 
 
-def read_rows(path: Path, columns: Collection[str] | None = None) -> Iterator[Row]:
+def read_rows(path: Path, columns: Container[str] | None = None) -> Iterator[Row]:
     """Yields (where, row) of a parquet, JSON Lines, JSON, CSV, TSV or Arrow file; UserError names file and row.
 
     `columns`: those that are wanted; a file that is stored by columns is read no further than them.
@@ -28,7 +28,7 @@ def read_rows(path: Path, columns: Collection[str] | None = None) -> Iterator[Ro
     return reader(path, columns)
 
 
-def filled_beside(path: Path, columns: Collection[str]) -> Counter[str]:
+def filled_beside(path: Path, columns: Container[str]) -> Counter[str]:
     """In how many rows a column is filled that `read_rows` passes over, asked for `columns`."""
     count = {".parquet": filled_in_parquet, ".arrow": filled_in_arrow}.get(file_type(path))
     return count(path, columns) if count else Counter()
@@ -40,7 +40,7 @@ def file_type(path: Path) -> str:
     return suffix if suffix in (_TEXT if path.suffix.lower() in COMPRESSIONS else _READERS) else ""
 
 
-def _text(reader: Callable[[Path], Iterator[Row]]) -> Callable[[Path, Collection[str] | None], Iterator[Row]]:
+def _text(reader: Callable[[Path], Iterator[Row]]) -> Callable[[Path, Container[str] | None], Iterator[Row]]:
     """A reader of a file that is stored row by row, which has to be read whole whatever is wanted of it."""
     return lambda path, columns: reader(path)
 

@@ -4,7 +4,7 @@ import glob
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from checkpoint_convert.errors import UserError, first_line
 
 from .compressed import COMPRESSIONS
-from .read_arrow import BATCH_ROWS, batch_rows
+from .read_arrow import BATCH_ROWS, batch_rows, bulky_columns
 from .read_rows import FILE_TYPES, Row, file_type, filled_beside, read_rows
 
 if TYPE_CHECKING:
     import datasets
 
 _SAMPLE_ROWS = 64  # that the format is recognised from
+_NOT_READ = b""  # of a value that is there
 _PATTERN = re.compile(r"[*?\[]")
 
 
@@ -54,11 +55,14 @@ class Rows(Protocol):
     def unused_files(self) -> tuple[str, ...]:
         """Data files that lie beside those that are read and belong to no split."""
 
-    def read(self, columns: Collection[str] | None = None) -> Iterator[Row]:
+    def read(self, columns: Container[str] | None = None) -> Iterator[Row]:
         """(where, row) of each; of files that are stored by columns, only those asked for."""
 
-    def filled_beside(self, columns: Collection[str]) -> Counter[str]:
+    def filled_beside(self, columns: Container[str]) -> Counter[str]:
         """In how many rows a column is filled that `read` passes over, asked for `columns`."""
+
+    def bulky_columns(self) -> list[str]:
+        """Columns that are too large for a look at the first rows."""
 
     def digest(self) -> str:
         """Changes with any byte that the rows come from."""
@@ -82,8 +86,22 @@ def find_rows(location: Location) -> Rows:
 
 
 def sample(rows: Rows) -> list[Row]:
-    """The first rows with all their columns."""
-    return list(islice(rows.read(), _SAMPLE_ROWS))
+    """The first rows; of columns that are too large to look into, only that they are there."""
+    bulky = rows.bulky_columns()
+    if not bulky:
+        return list(islice(rows.read(), _SAMPLE_ROWS))
+    found = islice(rows.read(_AllBut(bulky)), _SAMPLE_ROWS)
+    return [(where, {**row, **dict.fromkeys(bulky, _NOT_READ)}) for where, row in found]
+
+
+@dataclass(frozen=True)
+class _AllBut:
+    """All names but these."""
+
+    names: Container[str]
+
+    def __contains__(self, name: object) -> bool:
+        return name not in self.names
 
 
 def _only_files(paths: list[Path], location: Location) -> "FileRows":
@@ -108,7 +126,7 @@ class FileRows:
     name: str
     unused_files: tuple[str, ...] = ()
 
-    def read(self, columns: Collection[str] | None = None) -> Iterator[Row]:
+    def read(self, columns: Container[str] | None = None) -> Iterator[Row]:
         empty = True
         for path in self.paths:
             prefix = f"{path.name}, " if len(self.paths) > 1 else ""
@@ -118,8 +136,12 @@ class FileRows:
         if empty:
             raise UserError(f"{self.name}: holds no rows")
 
-    def filled_beside(self, columns: Collection[str]) -> Counter[str]:
+    def filled_beside(self, columns: Container[str]) -> Counter[str]:
         return sum((filled_beside(path, columns) for path in self.paths), Counter())
+
+    def bulky_columns(self) -> list[str]:
+        is_parquet = file_type(self.paths[0]) == ".parquet" and self.paths[0].is_file()
+        return bulky_columns(self.paths[0]) if is_parquet else []
 
     def digest(self) -> str:
         digest = hashlib.sha256()
@@ -140,19 +162,22 @@ class DatasetRows:
     name: str
     unused_files: tuple[str, ...] = ()
 
-    def read(self, columns: Collection[str] | None = None) -> Iterator[Row]:
+    def read(self, columns: Container[str] | None = None) -> Iterator[Row]:
         if not len(self.dataset):
             raise UserError(f"{self.name}: holds no rows")
         names = [name for name in self.dataset.column_names if columns is None or name in columns]
         tables = self.dataset.select_columns(names).with_format("arrow").iter(BATCH_ROWS)
         yield from batch_rows((batch for table in tables for batch in table.combine_chunks().to_batches()), self.name)
 
-    def filled_beside(self, columns: Collection[str]) -> Counter[str]:
+    def filled_beside(self, columns: Container[str]) -> Counter[str]:
         table = self.dataset.data
         filled = {
             name: len(table) - table.column(name).null_count for name in table.column_names if name not in columns
         }
         return Counter({name: count for name, count in filled.items() if count})
+
+    def bulky_columns(self) -> list[str]:
+        return []
 
     def digest(self) -> str:
         return self._digest

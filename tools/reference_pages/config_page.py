@@ -30,6 +30,7 @@ NAMES = {
     str: "text",
     type(None): "null",
     schema.WandbConfig: "a project's name or keys",
+    dict[str, str]: "names to names",
 }
 # Values that may be sections of their own: what stands above their keys.
 NESTED = {

@@ -1,4 +1,4 @@
-"""Rows that cannot be used, and columns that names do not tell, on a user's path: config, command, cache, run folder."""
+"""Rows that cannot be used, and columns that names do not tell, on a user's path: config, command and cache."""
 
 import json
 from pathlib import Path
