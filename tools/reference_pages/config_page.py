@@ -75,7 +75,7 @@ def _table(kind: type, *, prefix: str = "") -> Iterator[str]:
     hints = typing.get_type_hints(kind, include_extras=True)
     yield from ("| key | type | default | |", "| --- | --- | --- | --- |")
     for name, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
-        default = "required" if field.is_required() else _value(field.default)
+        default = "required" if field.is_required() else _value(field.get_default(call_default_factory=True))
         yield f"| `{prefix}{field.alias or name}` | {_type(hints[name])} | {default} | {comments.get(name, '')} |"
 
 
