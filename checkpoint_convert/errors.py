@@ -7,5 +7,9 @@ class UserError(ValueError):
 
 def first_line(error: Exception) -> str:
     """What another library's exception says, fit for one line: its first line, cut, without control characters."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return "".join(sign if sign.isprintable() else "?" for sign in line)
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def printable(text: str) -> str:
+    """What an untrusted file writes, fit for a line: cut, without control characters and lone surrogates."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text[:200])

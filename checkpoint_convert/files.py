@@ -8,6 +8,15 @@ from pathlib import Path
 from typing import Any
 
 
+def is_file_name(name: str) -> bool:
+    """True for the plain name of a file of a folder: no path out of it, nothing that the system cannot open."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name and len(name) <= 255
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced and renamed to `path`, else removed."""

@@ -9,12 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from checkpoint_convert.errors import UserError
+from checkpoint_convert.checksums import crc32
+from checkpoint_convert.errors import UserError, first_line
+from checkpoint_convert.tensors.pickle_check import check_pickle
 from checkpoint_convert.tensors.pickle_write import Call, Name, dumps
 from checkpoint_convert.tensors.pickles import StorageKey, StoredTensor, load_saved, row_major
+from checkpoint_convert.tensors.source import read_exactly
 
 _LOCAL_HEADER_BYTES = 30
-MAX_PICKLE_BYTES = 256 << 20
+MAX_PICKLE_BYTES = 32 << 20
+_CRC_BYTES = 1 << 20
 
 
 class FileSlice(io.RawIOBase):
@@ -58,22 +62,29 @@ class TorchArchive:
     ) -> None:
         self.path, self._base = path, offset
         self._descriptor = descriptor
-        length = os.fstat(descriptor).st_size - offset if length is None else length
+        file_bytes = os.fstat(descriptor).st_size
+        self._end = min(file_bytes, offset + length) if length is not None else file_bytes
         try:
-            with zipfile.ZipFile(io.BufferedReader(FileSlice(descriptor, offset, length))) as archive:
+            with zipfile.ZipFile(io.BufferedReader(FileSlice(descriptor, offset, self._end - offset))) as archive:
                 self._entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
-                if self._entries["data.pkl"].file_size > MAX_PICKLE_BYTES:
-                    raise ValueError("its data.pkl is too large")
-                self.content = load(archive.read(self._entries["data.pkl"]))
-                order = self._entries.get("byteorder")
-                if order is not None and archive.read(order) != b"little":
+                data = self._small(archive, "data.pkl")
+                check_pickle(data)
+                self.content = load(data)
+                if "byteorder" in self._entries and self._small(archive, "byteorder") != b"little":
                     raise ValueError("it is big-endian")
         except UserError:
             raise
         except pickle.UnpicklingError as error:
             raise UserError(f"{path}: refused, {error}; convert it to safetensors where you trust it") from None
-        except Exception as error:  # a broken zip or pickle raises nearly anything
-            raise UserError(f"{path}: is not a file of torch.save ({error}); download it again") from None
+        except Exception as error:  # a broken zip raises nearly anything
+            raise UserError(f"{path}: is not a file of torch.save ({first_line(error)}); download it again") from None
+
+    def _small(self, archive: zipfile.ZipFile, name: str) -> bytes:
+        """A record that is read whole. torch.save compresses none: a compressed one may be any size once unpacked."""
+        entry = self._entries[name]
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > MAX_PICKLE_BYTES:
+            raise ValueError(f"its {name} is compressed or too large")
+        return archive.read(entry)
 
     def elements(self, tensor: StoredTensor) -> tuple[int, int]:
         """Byte offset in the file of the storage's first element, and the storage's bytes."""
@@ -85,7 +96,29 @@ class TorchArchive:
         if len(header) < _LOCAL_HEADER_BYTES or header[:4] != b"PK\x03\x04":
             raise UserError(f"{self.path}: is damaged at byte {start}; download it again")
         names_bytes = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        return start + _LOCAL_HEADER_BYTES + names_bytes, entry.file_size
+        first = start + _LOCAL_HEADER_BYTES + names_bytes
+        if first + entry.file_size > self._end:
+            raise UserError(f"{self.path}: ends before the elements of a tensor that it announces; download it again")
+        return first, entry.file_size
+
+    def check_elements(self, tensor: StoredTensor, data: memoryview | None = None) -> None:
+        """
+        Raises UserError where the elements are not those that were written: the archive keeps their CRC-32. `data`:
+        the whole storage's bytes, if they were read already.
+        """
+        start, num_bytes = self.elements(tensor)
+        found = crc32(data) if data is not None else 0
+        if data is None:
+            buffer = memoryview(bytearray(min(num_bytes, _CRC_BYTES)))
+            for first in range(0, num_bytes, _CRC_BYTES):
+                part = buffer[: min(_CRC_BYTES, num_bytes - first)]
+                read_exactly(self._descriptor, self.path, start + first, part)
+                found = crc32(part, found)
+        if found != self._entries[f"data/{tensor.storage.key}"].CRC:
+            raise UserError(
+                f"{self.path}: is damaged: the {num_bytes} bytes from byte {start} on are not those that were written; "
+                "copy it again, or convert it again"
+            )
 
 
 class _Relative:

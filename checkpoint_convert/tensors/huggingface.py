@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from checkpoint_convert.errors import UserError
+from checkpoint_convert.errors import UserError, printable
+from checkpoint_convert.files import is_file_name
 from checkpoint_convert.tensors.archive import TorchArchive
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.legacy_archive import LegacyArchive, is_legacy
@@ -56,8 +57,9 @@ class BinFile:
         read_exactly(self._descriptor, self.path, offset, out)
 
     def _place(self, archive: TorchArchive | LegacyArchive, name: Any, tensor: Any) -> TensorInfo:
-        if not isinstance(tensor, StoredTensor) or not tensor.contiguous:
-            raise UserError(f"{self.path}: {name!r} is not a contiguous tensor; save the model again")
+        if not isinstance(name, str) or not isinstance(tensor, StoredTensor) or not tensor.contiguous:
+            what = printable(name) if isinstance(name, str) else type(name).__name__
+            raise UserError(f"{self.path}: {what} is not a contiguous tensor; save the model again")
         info = TensorInfo(tensor.shape, tensor.storage.dtype)
         width = ITEM_BYTES.get(info.dtype)
         if width is None:  # a mask or a counter: refused only if the architecture wants it
@@ -65,7 +67,7 @@ class BinFile:
         start, storage_bytes = archive.elements(tensor)
         if tensor.offset_elements < 0 or tensor.offset_elements * width + info.num_bytes > storage_bytes:
             raise UserError(f"{self.path}: {name!r} is larger than its bytes; download it again")
-        self._offsets[str(name)] = start + tensor.offset_elements * width
+        self._offsets[name] = start + tensor.offset_elements * width
         return info
 
 
@@ -88,9 +90,8 @@ class HuggingFaceSource:
         self._files.append(file)
         for name, info in file.tensors.items():
             if name in self._home and not _equal(self._home[name][0], file, name):
-                raise UserError(
-                    f"{path}: tensor {name!r} is another one in {self._home[name][0].path.name}; remove one of them"
-                )
+                other = self._home[name][0].path.name
+                raise UserError(f"{path}: tensor {printable(name)} is another one in {other}; remove one of them")
             self._home[name] = (file, name)
             self.tensors[name] = info
 
@@ -144,8 +145,8 @@ def _read_index(path: Path) -> dict[str, str]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         good = isinstance(table, dict) and table and all(isinstance(v, str) for v in table.values())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         good = False
-    if not good or any(Path(name).name != name for name in table.values()):
+    if not good or not all(is_file_name(name) for name in table.values()):
         raise UserError(f"{path}: holds no table 'weight_map' of tensors and files; download it again")
     return dict(table)

@@ -11,9 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from checkpoint_convert.tensors.pickle_check import check_pickle
+
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 STORAGES = {"FloatStorage": "fp32", "HalfStorage": "fp16", "BFloat16Storage": "bf16"}
 OTHER_STORAGES = ("Long", "Int", "Short", "Char", "Byte", "Bool", "Double")
+_MOST_DIMENSIONS = 64
 
 
 @dataclass(frozen=True)
@@ -57,22 +60,60 @@ def load_saved(data: bytes) -> Any:
 
 def read_saved(stream: BinaryIO, storages: "dict[str, StorageKey]") -> Any:
     """As `load_saved`, of the next pickle in a stream; notes the storages that it names. Raises UnpicklingError."""
-    return _SavedTensors(stream, storages).load()
+    start = stream.tell()
+    data = stream.read()
+    end = check_pickle(data)
+    stream.seek(start + end)
+    return _loaded(_SavedTensors(io.BytesIO(data[:end]), storages))
 
 
 def load_dcp_metadata(data: bytes) -> "Metadata":
-    """The `.metadata` of torch.distributed.checkpoint. Raises pickle.UnpicklingError."""
-    metadata = _DcpMetadata(io.BytesIO(data)).load()
-    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
+    """The `.metadata` of torch.distributed.checkpoint, checked to be well formed. Raises pickle.UnpicklingError."""
+    check_pickle(data)
+    metadata = _loaded(_DcpMetadata(io.BytesIO(data)))
+    if not isinstance(metadata, Metadata):
         raise pickle.UnpicklingError("it is not the metadata of a torch_dist checkpoint")
+    Metadata.check(metadata)  # by its class: a pickle may give the object itself any attribute
     return metadata
 
 
+def _loaded(unpickler: pickle.Unpickler) -> Any:
+    try:
+        return unpickler.load()
+    except pickle.UnpicklingError:
+        raise
+    except Exception as error:  # a damaged pickle raises nearly anything, with any text
+        raise pickle.UnpicklingError(f"it is damaged ({type(error).__name__})") from None
+
+
+def whole(value: Any) -> int:
+    """A number that can be a size or a place in a file."""
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise pickle.UnpicklingError("it holds something else where a size belongs")
+    return value
+
+
+def sizes(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, tuple | list) or len(value) > _MOST_DIMENSIONS:
+        raise pickle.UnpicklingError("it holds something else where a shape belongs")
+    return tuple(whole(size) for size in value)
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise pickle.UnpicklingError("it holds something else where a name belongs")
+    return value
+
+
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
-    return StoredTensor(storage, offset, tuple(shape), tuple(stride))
+    if not isinstance(storage, StorageKey) or len(sizes(shape)) != len(sizes(stride)):
+        raise pickle.UnpicklingError("it describes a tensor wrongly")
+    return StoredTensor(storage, whole(offset), sizes(shape), sizes(stride))
 
 
-def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
+def _rebuild_parameter(tensor: Any, *_: Any) -> StoredTensor:
+    if not isinstance(tensor, StoredTensor):
+        raise pickle.UnpicklingError("it describes a parameter wrongly")
     return tensor
 
 
@@ -93,18 +134,24 @@ class _SavedTensors(pickle.Unpickler):
         if module == "torch" and name.removesuffix("Storage") in OTHER_STORAGES:
             return name  # kept by name: refused only if such a tensor is asked for
         if (module, name) == ("torch", "Size"):
-            return tuple
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which weights have no use for")
+            return sizes
+        raise pickle.UnpicklingError(f"it names {_shown(module, name)}, which weights have no use for")
 
     def persistent_load(self, pid: Any) -> StorageKey:
-        kind, dtype, key, _, num_elements, *view = pid  # before PyTorch 1.6, also of which storage this is a view
-        if kind != "storage" or any(view):
-            raise pickle.UnpicklingError(f"unknown persistent id {kind!r}")
-        storage = StorageKey(str(key), str(dtype), int(num_elements))
+        # Before PyTorch 1.6 there is a sixth part: of which storage this is a view.
+        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or any(pid[5:]):
+            raise pickle.UnpicklingError("it names elements wrongly")
+        storage = StorageKey(_text(pid[2]), _text(pid[1]), whole(pid[4]))
         return self._storages.setdefault(storage.key, storage)
 
 
-# What torch.distributed.checkpoint.metadata and .filesystem define under these names, as far as it is read here.
+def _shown(module: str, name: str) -> str:
+    """Names as a hostile file writes them, fit for a line."""
+    return "".join(sign if sign.isprintable() else "?" for sign in f"{module}.{name}"[:120])
+
+
+# What torch.distributed.checkpoint.metadata and .filesystem define under these names, as far as it is read here. The
+# pickle fills them in as it likes; `Metadata.check` then finds out what it is not.
 
 
 @dataclass
@@ -118,7 +165,7 @@ class Properties:
     dtype: str = ""
 
     def __setstate__(self, state: Any) -> None:
-        self.dtype = state["dtype"] if isinstance(state, dict) else state[0]
+        self.dtype = _text(state["dtype"] if isinstance(state, dict) else state[0])
 
 
 @dataclass
@@ -145,7 +192,8 @@ class Index:
     index: int | None = field(default=None, compare=False)
 
     def __hash__(self) -> int:
-        return hash((self.fqn, self.offset))
+        # The unpickler asks as it fills a table: what is no name and place may take for ever to hash.
+        return hash((_text(self.fqn), self.offset if self.offset is None else sizes(self.offset)))
 
 
 @dataclass
@@ -163,6 +211,36 @@ class Metadata:
     storage_data: Any = None
     storage_meta: Any = None
     version: Any = None
+
+    def check(self) -> None:
+        """Raises pickle.UnpicklingError for a field that is not what its class says, and for impossible sizes."""
+        if not isinstance(self.state_dict_metadata, dict) or not isinstance(self.storage_data, dict):
+            raise pickle.UnpicklingError("it is not the metadata of a torch_dist checkpoint")
+        for name, entry in self.state_dict_metadata.items():
+            _text(name)
+            if isinstance(entry, TensorEntry):
+                _check_entry(entry)
+            elif not isinstance(entry, Anything):
+                raise pickle.UnpicklingError("it describes a tensor wrongly")
+        for place, info in self.storage_data.items():
+            if not isinstance(place, Index) or not isinstance(info, StorageInfo):
+                raise pickle.UnpicklingError("it says wrongly where tensors are stored")
+            _text(info.relative_path), whole(info.offset), whole(info.length)
+
+
+def _check_entry(entry: TensorEntry) -> None:
+    if not isinstance(entry.properties, Properties) or not isinstance(entry.chunks, list | tuple):
+        raise pickle.UnpicklingError("it describes a tensor wrongly")
+    _text(entry.properties.dtype)
+    entry.size = sizes(entry.size)
+    for chunk in entry.chunks:
+        if not isinstance(chunk, Chunk):
+            raise pickle.UnpicklingError("it describes a tensor wrongly")
+        chunk.offsets, chunk.sizes = sizes(chunk.offsets), sizes(chunk.sizes)
+        if len(chunk.offsets) != len(entry.size) or len(chunk.sizes) != len(entry.size):
+            raise pickle.UnpicklingError("it gives a tensor and its parts different numbers of dimensions")
+        if any(first + count > size for first, count, size in zip(chunk.offsets, chunk.sizes, entry.size, strict=True)):
+            raise pickle.UnpicklingError("it places a part of a tensor outside the tensor")
 
 
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -182,7 +260,7 @@ _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     (_PLANNER, "WriteItem"): Anything,
     (_PLANNER, "WriteItemType"): Anything,
     (_PLANNER, "TensorWriteData"): Anything,
-    ("torch", "Size"): tuple,
+    ("torch", "Size"): sizes,
     ("torch.serialization", "_get_layout"): Anything,
     ("pathlib", "PosixPath"): Anything,
     ("pathlib._local", "PosixPath"): Anything,
@@ -199,4 +277,4 @@ class _DcpMetadata(pickle.Unpickler):
             return DTYPES.get(name, name)
         if module.startswith("megatron.core.dist_checkpointing.") and name in ("MCoreMetadata", "MCoreSavePlan"):
             return Anything  # Megatron 0.15 left these empty markers
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which a checkpoint's metadata has no use for")
+        raise pickle.UnpicklingError(f"it names {_shown(module, name)}, which a checkpoint's metadata has no use for")

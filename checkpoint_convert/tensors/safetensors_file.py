@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.errors import UserError
+from checkpoint_convert.errors import UserError, first_line, printable
 from checkpoint_convert.tensors.dtypes import FROM_SAFETENSORS, ITEM_BYTES, OTHER_ITEM_BYTES, SAFETENSORS
 from checkpoint_convert.tensors.source import TensorInfo, read_exactly
 
+MOST_DIMENSIONS = 64
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -53,7 +54,7 @@ class SafetensorsFile:
         try:
             header = json.loads(raw, object_pairs_hook=_refuse_duplicates)
         except (ValueError, RecursionError) as error:
-            raise self._broken(f"has an unreadable header ({error})") from None
+            raise self._broken(f"has an unreadable header ({first_line(error)})") from None
         if not isinstance(header, dict):
             raise self._broken("has a header that is not a table")
         header.pop("__metadata__", None)
@@ -61,7 +62,7 @@ class SafetensorsFile:
         position = 0
         for name, (start, end) in sorted(ends.items(), key=lambda item: item[1]):
             if start != position:
-                raise self._broken(f"has a gap or an overlap before tensor {name!r}")
+                raise self._broken(f"has a gap or an overlap before tensor {printable(name)}")
             position = end
             self._offsets[name] = 8 + header_bytes + start
         if 8 + header_bytes + position != file_bytes:
@@ -70,12 +71,15 @@ class SafetensorsFile:
     def _check_entry(self, name: str, entry: Any) -> tuple[int, int]:
         try:
             dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            sizes_are_whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+            good = type(dtype) is str and type(shape) is list and len(shape) <= MOST_DIMENSIONS
+            good = good and all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, start, end))
         except (TypeError, KeyError, ValueError):
-            raise self._broken(f"describes tensor {name!r} wrongly") from None
+            good = False
+        if not good:
+            raise self._broken(f"describes tensor {printable(name)} wrongly")
         width = ITEM_BYTES.get(FROM_SAFETENSORS.get(dtype, ""), OTHER_ITEM_BYTES.get(dtype, 0))
-        if not width or not sizes_are_whole or end - start != math.prod(shape) * width:
-            raise self._broken(f"gives tensor {name!r} a dtype and shape that do not fit its bytes")
+        if not width or end - start != math.prod(shape) * width:
+            raise self._broken(f"gives tensor {printable(name)} a dtype and shape that do not fit its bytes")
         info = TensorInfo(tuple(shape), FROM_SAFETENSORS.get(dtype, dtype))
         self.tensors[name] = info
         return start, end

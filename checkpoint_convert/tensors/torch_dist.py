@@ -4,19 +4,22 @@ import math
 import os
 import pickle
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 
-from checkpoint_convert.errors import UserError
+from checkpoint_convert.errors import UserError, printable
+from checkpoint_convert.files import is_file_name
 from checkpoint_convert.tensors.archive import TorchArchive
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.pickles import Chunk, Index, Metadata, StoredTensor, TensorEntry, load_dcp_metadata
 from checkpoint_convert.tensors.source import TensorInfo, read_exactly
 
 OPTIMIZER = "optimizer."
+MOST_LAYERS = 10_000  # of which no model has a tenth
 # What wrappers of the model put before its names: NeMo 2 (Lightning) and Megatron-Bridge.
 PREFIX = re.compile(r"((?:(?:model|module)\.)+)(?:embedding|decoder|output_layer)\.")
 STACKED = re.compile(r"decoder\.layers\.(?!\d+\.)(.+)")
@@ -49,13 +52,14 @@ class TorchDistSource:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._metadata = _read_metadata(folder / ".metadata")
+        self._metadata = read_metadata(folder / ".metadata")
         self.tensors: dict[str, TensorInfo] = {}
         self._stored: dict[str, _Stored] = {}
         self._chunks: dict[str, list[_Chunk]] = {}
         self._elements: dict[_Chunk, int] = {}  # byte offset of a chunk's first element
         self._descriptors: dict[str, int] = {}
         self._lock = Lock()
+        self._chunk_locks: defaultdict[_Chunk, Lock] = defaultdict(Lock)
         self.prefix = _wrapper_prefix(folder, self._metadata)
         for key, entry in self._metadata.state_dict_metadata.items():
             if isinstance(entry, TensorEntry) and not key.startswith(OPTIMIZER):
@@ -121,11 +125,14 @@ class TorchDistSource:
         self._descriptors = {}
 
     def _add(self, key: str, entry: TensorEntry) -> None:
-        dtype = entry.properties.dtype
-        size = tuple(entry.size)
+        dtype, size = entry.properties.dtype, entry.size
+        if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(size):
+            raise UserError(f"{self.folder}: the parts of {printable(key)} do not make up the tensor; copy it again")
         self._chunks[key] = [self._locate(key, chunk) for chunk in entry.chunks]
         name = key.removeprefix(self.prefix)
         if stacked := STACKED.fullmatch(name):
+            if not size or size[0] > MOST_LAYERS:
+                raise UserError(f"{self.folder}: {printable(key)} is of shape {list(size)}, not that of stacked layers")
             for layer in range(size[0]):
                 self._name(f"decoder.layers.{layer}.{stacked[1]}", _Stored(key, layer), TensorInfo(size[1:], dtype))
         else:
@@ -139,11 +146,20 @@ class TorchDistSource:
 
     def _locate(self, key: str, chunk: Chunk) -> _Chunk:
         info = self._metadata.storage_data.get(Index(key, chunk.offsets))
-        if info is None or Path(info.relative_path).name != info.relative_path or info.transform_descriptors:
-            raise UserError(f"{self.folder}: does not say plainly where {key!r} is stored; save the checkpoint again")
-        return _Chunk(tuple(chunk.offsets), tuple(chunk.sizes), info.relative_path, info.offset, info.length)
+        if info is None or not is_file_name(info.relative_path) or info.transform_descriptors:
+            raise UserError(
+                f"{self.folder}: does not say plainly where {printable(key)} is stored; save the checkpoint again"
+            )
+        return _Chunk(chunk.offsets, chunk.sizes, info.relative_path, info.offset, info.length)
 
     def _first_element(self, chunk: _Chunk, name: str) -> int:
+        """Where in its file a chunk's elements begin, which are checked to be those that were written, once."""
+        with self._lock:
+            lock = self._chunk_locks[chunk]
+        with lock:
+            return self._find_first_element(chunk, name)
+
+    def _find_first_element(self, chunk: _Chunk, name: str) -> int:
         found = self._elements.get(chunk)
         if found is None:
             path = self.folder / chunk.file
@@ -156,6 +172,7 @@ class TorchDistSource:
             needed = (tensor.offset_elements + math.prod(chunk.sizes)) * width
             if tensor.storage.dtype != self.tensors[name].dtype or needed > storage_bytes:
                 raise UserError(f"{path}: the chunk of {name!r} at byte {chunk.start} is damaged; copy it again")
+            archive.check_elements(tensor)
             found = self._elements[chunk] = start + tensor.offset_elements * width
         return found
 
@@ -194,13 +211,12 @@ def _block_of_layer(chunk: _Chunk, layer: int | None) -> tuple[int, int, int, in
     return skipped_layers * rows, offsets[0], rows, column0, columns
 
 
-def _read_metadata(path: Path) -> Metadata:
+def read_metadata(path: Path) -> Metadata:
     try:
-        metadata = load_dcp_metadata(path.read_bytes())
+        return load_dcp_metadata(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: is missing, so this is no complete torch_dist checkpoint; copy it again") from None
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: refused, {error}; take the checkpoint from a source you trust") from None
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); copy it again") from None
-    return metadata
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); copy it again") from None

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.fp8_utils import is_float8tensor
 from megatron.core.models.gpt import GPTModel
-from torch.distributed.checkpoint.api import CheckpointException
 
 from checkpoint_convert.architectures import Architecture
-from checkpoint_convert.errors import UserError
+from checkpoint_convert.errors import UserError, first_line
 from megatron_dpop.models.lora import is_adapter
+from megatron_dpop.training import restricted
 from megatron_dpop.training.complete import iteration_name
 from megatron_dpop.training.engine import Engine
 from megatron_dpop.training.optimizer import loading
@@ -39,7 +38,7 @@ def load_model(modules: Sequence[GPTModel], architecture: Architecture, folder: 
     state = _loadable(_model_state(modules, adapters=False))
     _allow_other_padding(state, architecture, folder)
     _read_unrounded(state)
-    loaded = _load(state, folder)
+    loaded = _load(state, folder, common=False)
     _fill(modules, loaded)
     return loaded
 
@@ -58,7 +57,7 @@ def resume(engine: Engine, folder: Path, iteration: int) -> None:
     """Restores exactly what `megatron_dpop.training.saving` saved; at another layout too."""
     with loading(engine.optimizer):
         saved = folder / iteration_name(iteration)
-        loaded = _load(run_state(engine, iteration, loaded_from=saved), saved)
+        loaded = _load(run_state(engine, iteration, loaded_from=saved), saved, common=True)
         _fill(engine.modules, loaded)
         engine.optimizer.load_state_dict(loaded["optimizer"])
     engine.scheduler.step(increment=iteration)
@@ -120,7 +119,7 @@ def _allow_other_padding(state: dict[str, dict[str, Any]], architecture: Archite
     lacks comes back zero, what the model lacks is left out. Any other difference of shape stays an error.
     """
     group_rows = architecture.head_dim * (architecture.num_attention_heads // architecture.num_key_value_heads + 2)
-    stored = dist_checkpointing.load_tensors_metadata(str(folder))
+    stored = restricted.tensors_metadata(folder)
     for tensor in (tensor for chunk in state.values() for tensor in chunk.values()):
         if not isinstance(tensor, ShardedTensor) or not tensor.key.endswith(HEAD_ROWS + HEAD_COLUMNS):
             continue
@@ -132,9 +131,12 @@ def _allow_other_padding(state: dict[str, dict[str, Any]], architecture: Archite
             tensor.allow_shape_mismatch = size % per_head == 0 and size // per_head >= architecture.num_key_value_heads
 
 
-def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _load(state: dict[str, Any], folder: Path, *, common: bool) -> dict[str, Any]:
     try:
-        return dist_checkpointing.load(state, str(folder), strict="assume_ok_unexpected")
-    except (Exception, CheckpointException) as error:  # a damaged file raises nearly anything
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{folder}: cannot load the checkpoint ({first}); convert or copy it again") from None
+        return restricted.load(state, folder, common=common)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises nearly anything
+        raise UserError(
+            f"{folder}: cannot load the checkpoint ({first_line(error)}); convert or copy it again"
+        ) from None
