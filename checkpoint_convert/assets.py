@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.conversion.journal import JOURNAL, MANIFEST
+from checkpoint_convert.conversion.journal import JOURNAL
 from checkpoint_convert.files import write_bytes, write_json, write_text
+from checkpoint_convert.manifest import MANIFEST
 from checkpoint_convert.tensors.dtypes import TO_CONFIG
 
 CHAT_TEMPLATES = "additional_chat_templates"  # transformers' folder of templates beside the main one

@@ -1,12 +1,12 @@
 """From a Megatron `torch_dist` checkpoint to a Hugging Face folder that `transformers` and vLLM load."""
 
 import sys
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 from checkpoint_convert.architectures.architecture import Architecture
 from checkpoint_convert.architectures.read import read_architecture
+from checkpoint_convert.checksums import crc32
 from checkpoint_convert.conversion.convert import Conversion, convert
 from checkpoint_convert.conversion.match import check_all_used, common_dtype
 from checkpoint_convert.conversion.plan import OutputFile, Piece, cut, group, main_dtype, target_file_bytes
@@ -155,9 +155,11 @@ def plan_huggingface(a: Architecture, tensors: dict[str, TensorInfo], dtype: str
     ]
 
 
-def write_header(stream: BinaryIO, file: OutputFile) -> None:
+def write_header(stream: BinaryIO, file: OutputFile) -> int:
     """Begins a safetensors file."""
-    stream.write(safetensors_header(_tensors_of(file)))
+    header = safetensors_header(_tensors_of(file))
+    stream.write(header)
+    return crc32(header)
 
 
 def _tensors_of(file: OutputFile) -> list[tuple[str, tuple[int, ...], str]]:
@@ -171,7 +173,7 @@ def _tensors_of(file: OutputFile) -> list[tuple[str, tuple[int, ...], str]]:
 
 def write_piece(stream: BinaryIO, piece: Piece, data: memoryview) -> int:
     stream.write(data)
-    return zlib.crc32(data)
+    return crc32(data)
 
 
 def _finish(description: ModelDescription, target: Path, files: list[OutputFile]) -> None:

@@ -7,6 +7,7 @@ from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import check_source, plan_megatron
 from checkpoint_convert.locate import checkpoint_kind, iteration_folder
 from checkpoint_convert.lora import holds_adapters
+from checkpoint_convert.manifest import MANIFEST
 from checkpoint_convert.megatron_to_hf import open_megatron
 from checkpoint_convert.tensors.huggingface import HuggingFaceSource
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
@@ -21,6 +22,19 @@ def check_weights(folder: Path) -> None:
         _check_huggingface(folder)
     else:
         _check_megatron(folder)
+
+
+def check_converted(folder: Path) -> None:
+    """
+    Raises UserError where any byte of a Hugging Face folder that a conversion wrote is not as it was written; reads
+    all of it. For readers other than ours, which would not notice. Other folders pass.
+    """
+    if (folder / MANIFEST).is_file():
+        source = HuggingFaceSource(folder)
+        try:
+            source.check_elements()
+        finally:
+            source.close()
 
 
 def _check_huggingface(folder: Path) -> None:

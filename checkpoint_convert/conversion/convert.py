@@ -6,16 +6,20 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from checkpoint_convert.conversion.journal import JOURNAL, MANIFEST, Journal, OtherConversionError, open_journal
-from checkpoint_convert.conversion.manifest import read_manifest, write_manifest
+from checkpoint_convert.checksums import seal
+from checkpoint_convert.conversion.journal import JOURNAL, Journal, OtherConversionError, open_journal
+from checkpoint_convert.conversion.manifest import write_manifest
 from checkpoint_convert.conversion.plan import OutputFile
 from checkpoint_convert.conversion.progress import byte_progress
-from checkpoint_convert.conversion.run import Begin, Executor, WritePiece
+from checkpoint_convert.conversion.run import Begin, Executor, WritePiece, checksums
 from checkpoint_convert.errors import UserError
+from checkpoint_convert.files import write_json
+from checkpoint_convert.manifest import MANIFEST, check_small_files, read_manifest
 from checkpoint_convert.tensors.source import FileState, Source, check_unchanged
 
-FORMAT = 1  # counted up whenever the same source would give other bytes
+FORMAT = 2  # counted up whenever the same source would give other bytes
 
 
 @dataclass(frozen=True)
@@ -36,23 +40,34 @@ class Conversion:
         """Equal for two conversions that would write the same bytes from the same source."""
         # However its path is spelled, a file is the same.
         states = [{**asdict(state), "path": str(Path(state.path).resolve())} for state in self.states]
-        layout = [(f.name, [(p.tensor, p.dtype, p.first_row, p.shape) for p in f.pieces]) for f in self.files]
-        return hashlib.sha256(json.dumps([FORMAT, states, layout]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.layout, states]).encode()).hexdigest()
+
+    @property
+    def layout(self) -> str:
+        """Equal for two conversions that would write tensors of the same shapes from the same files, whatever is in
+        these."""
+        sources = [str(Path(state.path).resolve()) for state in self.states]
+        files = [(f.name, [(p.tensor, p.dtype, p.first_row, p.shape) for p in f.pieces]) for f in self.files]
+        return hashlib.sha256(json.dumps([FORMAT, sources, files]).encode()).hexdigest()
 
 
 def convert(conversion: Conversion, *, workers: int, progress: bool) -> None:
-    """Carries the conversion out, or continues it, or finds it done. Raises UserError."""
+    """
+    Carries the conversion out, or continues it, or finds it done, which it is where the files beside the weights are
+    as they were written: weights are checked when they are read. Raises UserError.
+    """
     target = conversion.target
-    if _already_done(conversion):
+    if _already_done(conversion, workers):
         return
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with open_journal(target, conversion.fingerprint, conversion.command) as journal:
+        names = {"fingerprint": conversion.fingerprint, "layout": conversion.layout}
+        with open_journal(target, **names, command=conversion.command) as journal:
             _check_space(conversion, journal)
             _write_all(conversion, journal, workers=workers, progress=progress)
             check_unchanged(conversion.states)
             conversion.finish(journal)
-            write_manifest(target / MANIFEST, conversion.fingerprint, conversion.files, journal.written)
+            write_manifest(target, **names, files=conversion.files, written=journal.written)
             (target / JOURNAL).unlink()
     except OSError as error:
         where = error.filename or target
@@ -75,7 +90,7 @@ def _write_all(conversion: Conversion, journal: Journal, *, workers: int, progre
         executor.run(conversion.files, workers)
 
 
-def _already_done(conversion: Conversion) -> bool:
+def _already_done(conversion: Conversion, workers: int) -> bool:
     """True where the target holds this very conversion, whole. Raises UserError where it holds anything else."""
     target = conversion.target
     if target.exists() and not target.is_dir():
@@ -84,13 +99,33 @@ def _already_done(conversion: Conversion) -> bool:
     if manifest is not None:
         sizes = {name: file["bytes"] for name, file in manifest["files"].items()}
         whole = all((target / n).is_file() and (target / n).stat().st_size == s for n, s in sizes.items())
-        if manifest["fingerprint"] == conversion.fingerprint and whole:
+        same_source = manifest["fingerprint"] == conversion.fingerprint
+        if not same_source and whole and manifest.get("layout") == conversion.layout:
+            if not _gives_the_same(conversion, manifest, workers):
+                raise OtherConversionError(
+                    f"{target}: was converted from this source before that changed; remove it, or name another target"
+                )
+            write_json(target / MANIFEST, seal({**manifest, "fingerprint": conversion.fingerprint}))
+            same_source = True
+        if same_source and whole:
+            check_small_files(target)
             (target / JOURNAL).unlink(missing_ok=True)
             return True
         raise OtherConversionError(f"{target}: already holds another conversion; remove it or name another target")
     if target.is_dir() and not (target / JOURNAL).exists() and any(target.iterdir()):
         raise OtherConversionError(f"{target}: is not empty; name a new folder")
     return False
+
+
+def _gives_the_same(conversion: Conversion, manifest: dict[str, Any], workers: int) -> bool:
+    """Whether a source whose files were written again, or touched, still holds what was converted. Reads all of it."""
+    written = {
+        (name, piece["first_row"]): int(piece["crc32"], 16)
+        for name, entry in manifest["tensors"].items()
+        for piece in entry["pieces"]
+    }
+    found = checksums(conversion.source, [piece for file in conversion.files for piece in file.pieces], workers)
+    return found == written
 
 
 def _check_space(conversion: Conversion, journal: Journal) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.files import sync
+from checkpoint_convert.manifest import MANIFEST
 
 JOURNAL = "conversion-journal.jsonl"
-MANIFEST = "conversion-manifest.json"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class WrittenFile:
     name: str
     num_bytes: int
     pieces: tuple[WrittenPiece, ...]
+    head_crc32: int | None = None  # of what lies before the first piece, in a format that has it
 
 
 class OtherConversionError(UserError):
@@ -53,13 +54,14 @@ class Journal:
 
 
 @contextmanager
-def open_journal(folder: Path, fingerprint: str, command: str) -> Iterator[Journal]:
+def open_journal(folder: Path, *, fingerprint: str, layout: str, command: str) -> Iterator[Journal]:
     """
-    Starts a journal in `folder`, or continues the one there. Raises UserError if that one belongs to another
-    conversion, or if another process is writing it now.
+    Starts a journal in `folder`, or continues the one there; where the source has changed since (`layout` is the same
+    and `fingerprint` is not), from the beginning. Raises UserError if that one belongs to another conversion, or if
+    another process is writing it now.
     """
     path = folder / JOURNAL
-    header = {"fingerprint": fingerprint, "command": command}
+    header = {"fingerprint": fingerprint, "layout": layout, "command": command}
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         try:
@@ -67,6 +69,9 @@ def open_journal(folder: Path, fingerprint: str, command: str) -> Iterator[Journ
         except BlockingIOError:
             raise UserError(f"{folder}: another process is converting into this folder; wait for it") from None
         lines = _whole_lines(descriptor)
+        if lines and lines[0].get("fingerprint") != fingerprint and lines[0].get("layout") == layout:
+            os.ftruncate(descriptor, 0)  # a restored shard, say: what was made of the damaged one is made anew
+            lines = []
         if lines and lines[0].get("fingerprint") != fingerprint:
             raise OtherConversionError(
                 f"{folder}: holds an interrupted conversion of another source or with other options "
@@ -103,18 +108,24 @@ def _whole_lines(descriptor: int) -> list[dict[str, Any]]:
     whole = data[: data.rfind(b"\n") + 1]
     os.ftruncate(descriptor, len(whole))
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError:
-        os.ftruncate(descriptor, 0)  # not ours, or damaged: nothing in it can be trusted
-        return []
+        lines = [json.loads(line) for line in whole.splitlines()]
+        if all(isinstance(line, dict) for line in lines):
+            return lines
+    except (ValueError, RecursionError):
+        pass
+    os.ftruncate(descriptor, 0)  # not ours, or damaged: nothing in it can be trusted
+    return []
 
 
 def _still_there(folder: Path, lines: list[dict[str, Any]]) -> dict[str, WrittenFile]:
     written = {}
     for line in lines:
-        pieces = tuple(WrittenPiece(**piece) for piece in line["pieces"])
-        file = WrittenFile(line["name"], line["num_bytes"], pieces)
-        path = folder / file.name
+        try:
+            pieces = tuple(WrittenPiece(**piece) for piece in line["pieces"])
+            file = WrittenFile(line["name"], line["num_bytes"], pieces, line["head_crc32"])
+        except (KeyError, TypeError):
+            continue  # of another version, or damaged: written anew
+        path = folder / str(file.name)
         if path.is_file() and path.stat().st_size == file.num_bytes:
             written[file.name] = file
     return written

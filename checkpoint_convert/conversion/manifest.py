@@ -1,16 +1,22 @@
-"""The manifest of a finished conversion: every tensor with shape, dtype, place and checksums."""
+"""Writes the manifest of a finished conversion: every tensor with shape, dtype, place and checksums, and every file."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.conversion.journal import WrittenFile
+from checkpoint_convert.checksums import ALGORITHM, file_digests, seal
+from checkpoint_convert.conversion.journal import JOURNAL, WrittenFile
 from checkpoint_convert.conversion.plan import OutputFile
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.files import write_json
+from checkpoint_convert.locate import TRACKER
+from checkpoint_convert.manifest import MANIFEST
+
+# What other programs rightly write anew, and what readers refuse by itself where it is damaged.
+_UNCHECKED = (JOURNAL, MANIFEST, TRACKER)
 
 
-def write_manifest(path: Path, fingerprint: str, files: list[OutputFile], written: dict[str, WrittenFile]) -> None:
+def write_manifest(
+    folder: Path, *, fingerprint: str, layout: str, files: list[OutputFile], written: dict[str, WrittenFile]
+) -> None:
     """Written last: its presence means that everything else is there."""
     tensors: dict[str, dict[str, Any]] = {}
     for file in files:
@@ -29,18 +35,29 @@ def write_manifest(path: Path, fingerprint: str, files: list[OutputFile], writte
                     "crc32": f"{place.crc32:08x}",
                 }
             )
-    sizes = {file.name: {"bytes": written[file.name].num_bytes} for file in files}
-    write_json(path, {"fingerprint": fingerprint, "files": sizes, "tensors": tensors})
-
-
-def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest, or None where there is none. Raises UserError where it is damaged."""
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if {"fingerprint", "files", "tensors"} <= set(manifest):
-            return dict(manifest)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, TypeError):
-        pass
-    raise UserError(f"{path}: is damaged; remove the folder and convert again")
+    described: dict[str, dict[str, Any]] = {}
+    for file in files:
+        found = written[file.name]
+        described[file.name] = {"bytes": found.num_bytes}
+        if found.head_crc32 is not None:
+            described[file.name]["head_crc32"] = f"{found.head_crc32:08x}"
+    others = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".conversion") and path.name not in _UNCHECKED
+    )
+    digests = {
+        path.relative_to(folder).as_posix(): digest
+        for path, digest in file_digests(
+            path for path in others if path.relative_to(folder).as_posix() not in described
+        ).items()
+    }
+    value = {
+        "fingerprint": fingerprint,
+        "layout": layout,
+        "files": described,
+        "algorithm": ALGORITHM,
+        "digests": digests,
+        "tensors": tensors,
+    }
+    write_json(folder / MANIFEST, seal(value))

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Event, local
 from typing import BinaryIO, cast
 
+from checkpoint_convert.checksums import crc32
 from checkpoint_convert.conversion.journal import Journal, WrittenFile, WrittenPiece
 from checkpoint_convert.conversion.plan import OutputFile, Piece
 from checkpoint_convert.conversion.progress import Report
@@ -16,8 +17,9 @@ from checkpoint_convert.files import sync
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.source import FileState, Source, check_unchanged
 
-# What begins a file, and how a piece is put into it; the latter returns the CRC-32 of the piece's elements.
-Begin = Callable[[BinaryIO, OutputFile], None]
+# What begins a file, and how a piece is put into it; these return the CRC-32 of what was begun with (None: of nothing),
+# and of the piece's elements.
+Begin = Callable[[BinaryIO, OutputFile], int | None]
 WritePiece = Callable[[BinaryIO, Piece, memoryview], int]
 
 
@@ -48,7 +50,7 @@ class Executor:
         self._begin, self._write_piece = begin, write_piece
         self._journal, self._report = journal, report
         self._stop = Event()
-        self._memory = local()
+        self._assembler = _Assembler(source)
 
     def run(self, files: list[OutputFile], workers: int) -> None:
         """Writes the files that the journal does not have yet."""
@@ -77,14 +79,14 @@ class Executor:
         try:
             with open(temporary, "wb", buffering=0) as raw:
                 stream = cast(BinaryIO, _Whole(raw))
-                self._begin(stream, file)
+                head_crc32 = self._begin(stream, file)
                 pieces = tuple(self._write_one(stream, piece) for piece in file.pieces)
                 num_bytes = stream.tell()
                 os.fsync(raw.fileno())
             check_unchanged(self._states)
             os.replace(temporary, path)
             sync(path.parent)
-            self._journal.record(WrittenFile(file.name, num_bytes, pieces))
+            self._journal.record(WrittenFile(file.name, num_bytes, pieces, head_crc32))
         except BaseException:
             self._stop.set()
             temporary.unlink(missing_ok=True)
@@ -93,13 +95,21 @@ class Executor:
     def _write_one(self, stream: BinaryIO, piece: Piece) -> WrittenPiece:
         if self._stop.is_set():
             raise _StoppedError
-        data = self._assemble(piece)
+        data = self._assembler.make(piece)
         offset = stream.tell()
         crc32 = self._write_piece(stream, piece, data)
         self._report(piece.num_bytes)
         return WrittenPiece(offset, stream.tell() - offset, crc32)
 
-    def _assemble(self, piece: Piece) -> memoryview:
+
+class _Assembler:
+    """Makes pieces of a source's rows, from any thread."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._memory = local()
+
+    def make(self, piece: Piece) -> memoryview:
         """The piece's elements, in a buffer of this thread that its next piece overwrites."""
         out = self._buffer("piece", piece.num_bytes)
         position = 0
@@ -123,6 +133,14 @@ class Executor:
             held = bytearray(num_bytes)
             setattr(self._memory, name, held)
         return memoryview(held)[:num_bytes]
+
+
+def checksums(source: Source, pieces: list[Piece], workers: int) -> dict[tuple[str, int], int]:
+    """The CRC-32 of each piece's elements, by tensor and first row: what a conversion would write, without writing."""
+    assembler = _Assembler(source)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        found = pool.map(lambda piece: crc32(assembler.make(piece)), pieces)
+        return {(piece.tensor, piece.first_row): value for piece, value in zip(pieces, found, strict=True)}
 
 
 class _Whole:

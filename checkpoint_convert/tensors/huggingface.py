@@ -5,11 +5,14 @@ before shards, and of an index the shards that it names and all that they hold.
 
 import json
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 from checkpoint_convert.errors import UserError, printable
 from checkpoint_convert.files import is_file_name
+from checkpoint_convert.manifest import check_small_files, stretches_of
 from checkpoint_convert.tensors.archive import TorchArchive
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.legacy_archive import LegacyArchive, is_legacy
@@ -25,6 +28,8 @@ class _File(Protocol):
     tensors: dict[str, TensorInfo]
 
     def read_rows(self, name: str, first: int, rows: int, out: memoryview) -> None: ...
+
+    def checks(self) -> list[Callable[[], None]]: ...
 
     def close(self) -> None: ...
 
@@ -52,6 +57,9 @@ class BinFile:
     def close(self) -> None:
         os.close(self._descriptor)
 
+    def checks(self) -> list[Callable[[], None]]:
+        return []
+
     def read_rows(self, name: str, first: int, rows: int, out: memoryview) -> None:
         offset = self._offsets[name] + first * self.tensors[name].row_bytes
         read_exactly(self._descriptor, self.path, offset, out)
@@ -72,9 +80,14 @@ class BinFile:
 
 
 class HuggingFaceSource:
-    """All tensors of a folder. Raises UserError for a missing, truncated or contradictory shard."""
+    """
+    All tensors of a folder. Raises UserError for a missing, truncated or contradictory shard; in a folder that a
+    conversion wrote, also for one that has changed since.
+    """
 
     def __init__(self, folder: Path) -> None:
+        check_small_files(folder)
+        self._stretches = stretches_of(folder)
         self._files: list[_File] = []
         self._home: dict[str, tuple[_File, str]] = {}  # the file, and the tensor's name in it
         self.tensors: dict[str, TensorInfo] = {}
@@ -86,7 +99,8 @@ class HuggingFaceSource:
             raise
 
     def _add(self, path: Path) -> None:
-        file: _File = SafetensorsFile(path) if path.suffix == ".safetensors" else BinFile(path)
+        is_safe = path.suffix == ".safetensors"
+        file: _File = SafetensorsFile(path, self._stretches.get(path.name, ())) if is_safe else BinFile(path)
         self._files.append(file)
         for name, info in file.tensors.items():
             if name in self._home and not _equal(self._home[name][0], file, name):
@@ -103,6 +117,11 @@ class HuggingFaceSource:
     def read_rows(self, name: str, first: int, rows: int, out: memoryview) -> None:
         file, stored = self._home[name]
         file.read_rows(stored, first, rows, out)
+
+    def check_elements(self) -> None:
+        """Raises UserError for any byte that has a checksum and is not as it was written. Reads all of them."""
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            list(pool.map(lambda check: check(), (c for file in self._files for c in file.checks())))
 
     def files(self) -> list[Path]:
         return [file.path for file in self._files]

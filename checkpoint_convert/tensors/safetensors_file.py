@@ -4,11 +4,12 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from checkpoint_convert.errors import UserError, first_line, printable
+from checkpoint_convert.manifest import CheckedBytes, Stretch
 from checkpoint_convert.tensors.dtypes import FROM_SAFETENSORS, ITEM_BYTES, OTHER_ITEM_BYTES, SAFETENSORS
 from checkpoint_convert.tensors.source import TensorInfo, read_exactly
 
@@ -17,9 +18,12 @@ MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
 class SafetensorsFile:
-    """One file, open for reading. Raises UserError where the header does not describe exactly the bytes there are."""
+    """
+    One file, open for reading. Raises UserError where the header does not describe exactly the bytes there are, or
+    where bytes that have a checksum are not those that were written.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stretches: Iterable[Stretch] = ()) -> None:
         self.path = path
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
@@ -27,7 +31,9 @@ class SafetensorsFile:
             raise UserError(f"{path}: cannot be opened ({error.strerror}); download it again") from None
         self.tensors: dict[str, TensorInfo] = {}
         self._offsets: dict[str, int] = {}
+        self._checked = CheckedBytes(self._descriptor, path, stretches)
         try:
+            self._checked.check(0, 1)
             self._read_header()
         except BaseException:
             self.close()
@@ -36,8 +42,13 @@ class SafetensorsFile:
     def close(self) -> None:
         os.close(self._descriptor)
 
+    def checks(self) -> list[Callable[[], None]]:
+        """One for each stretch that has a checksum, to be called from any thread."""
+        return self._checked.checks()
+
     def read_rows(self, name: str, first: int, rows: int, out: memoryview) -> None:
         offset = self._offsets[name] + first * self.tensors[name].row_bytes
+        self._checked.check(offset, len(out))
         read_exactly(self._descriptor, self.path, offset, out)
 
     def _read_header(self) -> None:

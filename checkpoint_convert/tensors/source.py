@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from checkpoint_convert.checksums import file_digests
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
+
+SMALL_BYTES = 1 << 20  # of a file that is written anew as often as not: config.json
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,21 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FileState:
-    """What tells one state of a file from another."""
+    """What tells one state of a file from another: a small file's content, a large one's time."""
 
     path: str
     num_bytes: int
-    modified_ns: int
+    modified: str
 
     @classmethod
     def of(cls, path: Path) -> "FileState":
         try:
             status = path.stat()
+            small = status.st_size <= SMALL_BYTES
+            modified = file_digests([path], workers=1)[path] if small else str(status.st_mtime_ns)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); restore it") from None
-        return cls(str(path), status.st_size, status.st_mtime_ns)
+        return cls(str(path), status.st_size, modified)
 
 
 def check_unchanged(states: list[FileState]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from checkpoint_convert.errors import UserError, printable
 from checkpoint_convert.files import is_file_name
+from checkpoint_convert.manifest import check_small_files
 from checkpoint_convert.tensors.archive import TorchArchive
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.pickles import Chunk, Index, Metadata, StoredTensor, TensorEntry, load_dcp_metadata
@@ -52,6 +53,7 @@ class TorchDistSource:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        check_small_files(folder)
         self._metadata = read_metadata(folder / ".metadata")
         self.tensors: dict[str, TensorInfo] = {}
         self._stored: dict[str, _Stored] = {}

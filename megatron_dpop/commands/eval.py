@@ -46,6 +46,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from checkpoint_convert.files import write_json, write_text
+    from checkpoint_convert.weights import check_converted
     from megatron_dpop.evaluation.harness import Harness, Options
     from megatron_dpop.evaluation.results import samples_of, summarise, table_of
     from megatron_dpop.evaluation.subject import find_subject
@@ -60,6 +61,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit: {options.limit} is no number of problems; give 1 or more")
     subject = find_subject(resolve_model(arguments.model, key="eval"))
+    check_converted(subject.model)
     harness = Harness(arguments.tasks)
     folder = arguments.output or subject.results
     for name, found in harness.evaluate(subject, options).items():

@@ -166,8 +166,13 @@ def _hugging_face(folder: Path) -> Any:
     from transformers import AutoTokenizer  # takes seconds, which commands that need no tokenizer should not wait
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a broken tokenizer.json raises bare Exception
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{folder}: its tokenizer is code of its own (auto_map), which is never run; "
+                "set model.tokenizer to a folder with the same tokens as a tokenizer.json"
+            ) from None
         raise UserError(f"{folder}: no tokenizer can be read from it ({first_line(error)})") from None
 
 

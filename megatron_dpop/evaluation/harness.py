@@ -90,10 +90,22 @@ def _load_model(subject: Subject, options: Options) -> Any:
     # The harness's own choice is "cuda" whatever the machine has; and CPUs generate faster in fp32 than in bf16.
     machine = {"device": "cuda"} if torch.cuda.is_available() else {"device": "cpu", "dtype": "float32"}
     given = simple_parse_args_string(options.model_arguments)
+    ours = {"pretrained": str(subject.model), "batch_size": options.batch_size, "trust_remote_code": False}
     try:
-        model = HFLM(**{"pretrained": str(subject.model), "batch_size": options.batch_size, **machine, **given})
+        model = HFLM(**{**ours, **machine, **given})
     except TypeError as error:
         raise UserError(f"--model-args: {first_line(error)}; give the harness's arguments as key=value,...") from None
+    except Exception as error:  # transformers raises nearly anything for a folder that is damaged
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{subject.model}: is code of its own (auto_map), which is not run unless you say so: read it, then "
+                "add trust_remote_code=True to --model-args"
+            ) from None
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
+        raise UserError(
+            f"{subject.model}: cannot be loaded ({first_line(error)}); export or download it again"
+        ) from None
     if subject.chat_template not in (None, "none"):
         model.tokenizer.chat_template = Path(subject.chat_template).read_text(encoding="utf-8")
     return model
