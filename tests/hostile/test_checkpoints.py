@@ -12,7 +12,7 @@ import pytest
 
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
-from tests.distributed import run_ranks
+from tests.distributed import leave_model_parallel, run_ranks
 from tests.hostile import payloads
 from tests.tiny import write_config, write_model, write_pairs
 from tests.training import train_here
@@ -32,6 +32,7 @@ def _watched_runs(trees: list[dict], canary: str, log: str) -> list[str]:
             ends.append("trained")
         except UserError as error:
             ends.append(str(error))
+            leave_model_parallel()
     return ends
 
 
