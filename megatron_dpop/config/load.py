@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import RootModel, ValidationError
 
-from checkpoint_convert.errors import UserError
+from checkpoint_convert.errors import UserError, first_line, printable
+from megatron_dpop.config.plain_yaml import DEEPEST, read_yaml
 from megatron_dpop.config.schema import Config
 
 
@@ -57,13 +58,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the config ({error.strerror}); give an existing YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where else ""
-        raise UserError(f"{path}: not valid YAML{line}; mend the file") from None
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise UserError(f"{path}: cannot be read as a config: {first_line(error)}; fix the file") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of sections (model, data, ...), not {type(tree).__name__}")
     return tree
@@ -82,14 +81,19 @@ def _parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
                 raise UserError(f"--{key}: needs a value")
             text = rest.pop(0)
         try:
-            pairs.append((key, yaml.safe_load(text)))
-        except yaml.YAMLError:
-            raise UserError(f"--{key}: cannot read the value {text!r}; quote it as YAML") from None
+            pairs.append((key, read_yaml(text)))
+        except ValueError as error:
+            value, reason = printable(text), first_line(error)
+            raise UserError(
+                f"--{printable(key)}: cannot read the value {value!r}: {reason}; quote it as YAML"
+            ) from None
     return pairs
 
 
 def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, key = dotted.split(".")
+    if len(sections) > DEEPEST:
+        raise UserError(f"--{printable(dotted)}: no key lies so deep")
     for section in sections:
         if tree.get(section) is None:
             tree[section] = {}
@@ -113,7 +117,7 @@ def _explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "dataclass_type":
         message = "a section of keys is needed here"
-    return f"{key}: {first['input']!r} is not valid: {message[0].lower() + message[1:]}"
+    return f"{key}: {printable(repr(first['input']))} is not valid: {message[0].lower() + message[1:]}"
 
 
 def known_keys() -> list[str]:

@@ -21,7 +21,11 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 def _as_sources(value: Any) -> Any:
     """`data.train: pairs.parquet` is short for `[{path: pairs.parquet}]`."""
     items = [value] if isinstance(value, str | dict) else value
-    return [{"path": item} if isinstance(item, str) else item for item in items or []]
+    if items is None:
+        return []
+    if not isinstance(items, list | tuple):
+        raise ValueError("a file's name, or a list of them, is needed")
+    return [{"path": item} if isinstance(item, str) else item for item in items]
 
 
 @dataclass(frozen=True, config=_SECTION)
@@ -178,7 +182,7 @@ RuleName = Literal[
 def _as_rules(value: Any) -> Any:
     """`logging.stop_on: any` names all rules; one name is a list of one."""
     names = [value] if isinstance(value, str) else value
-    return list(get_args(RuleName)) if names == ["any"] else names or []
+    return list(get_args(RuleName)) if names == ["any"] else [] if names is None else names
 
 
 StopRules = Annotated[tuple[RuleName, ...], BeforeValidator(_as_rules)]

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.locate import checkpoint_kind
+from megatron_dpop.config.plain_yaml import read_yaml
 from megatron_dpop.data.inspection.report import prompt_hashes
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "heartbeat.json")
@@ -55,7 +54,7 @@ def _run(folder: Path) -> Subject:
         )
     checkpoint_kind(exported)
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        config = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         config = None
     return Subject(exported, folder / "eval", config if isinstance(config, dict) else {})

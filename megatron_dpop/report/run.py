@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from checkpoint_convert.errors import UserError
 from megatron_dpop.config.load import flatten
+from megatron_dpop.config.plain_yaml import read_yaml
 
 VALIDATION = "validation/"
 
@@ -74,7 +73,7 @@ def read_run(path: Path, *, name: str) -> Run:
         raise UserError(f"{path}: no such folder; give a run's folder (run.dir of its config)")
     notes: list[str] = []
     metrics = _read_metrics(path / "metrics.jsonl", notes)
-    config = _read_mapping(path / "config.yaml", yaml.safe_load, notes)
+    config = _read_mapping(path / "config.yaml", read_yaml, notes)
     environment = _read_mapping(path / "environment.json", json.loads, notes)
     return Run(name, path, config, environment, metrics, tuple(notes))
 
@@ -126,7 +125,7 @@ def _parse_line(line: str) -> tuple[int, dict[str, float]] | None:
     """A step and its numbers; None where the line is no such thing."""
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     step = row.get("step") if isinstance(row, dict) else None
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
@@ -148,12 +147,12 @@ def _read_mapping(path: Path, parse: Any, notes: list[str]) -> dict[str, Any]:
     """A flat mapping; empty, with a note, where the file is missing or is none."""
     try:
         tree = parse(path.read_text(encoding="utf-8"))
+        if isinstance(tree, dict):
+            return flatten(tree)
     except FileNotFoundError:
         notes.append(f"{path.name} is missing.")
         return {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        tree = None
-    if not isinstance(tree, dict):
-        notes.append(f"{path.name} is not readable.")
-        return {}
-    return flatten(tree)
+    except (OSError, ValueError, RecursionError):
+        pass
+    notes.append(f"{path.name} is not readable.")
+    return {}

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.files import write_json, write_text
 from megatron_dpop.config import Config, dump_config
 from megatron_dpop.config.load import as_dict, config_from_dict, flatten
+from megatron_dpop.config.plain_yaml import read_yaml
 from megatron_dpop.data.examples import TokenizedDataset
 from megatron_dpop.losses.registry import build_loss
 from megatron_dpop.runtime.devices import on_gpu
@@ -60,8 +60,8 @@ class RunFolder:
                 raise UserError(f"run.dir: {self.path} holds other files and no run; choose an empty or new folder")
             return
         try:
-            old = _resolved(yaml.safe_load(existing.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+            old = _resolved(read_yaml(existing.read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError):
             raise UserError(f"{existing}: not readable; choose a new run.dir or delete this run") from None
         new = _resolved(as_dict(self.config))
         # First what both have, such as a loss's name, then what only one of them knows, such as its options.

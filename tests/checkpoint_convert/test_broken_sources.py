@@ -210,6 +210,7 @@ def test_a_pickle_that_tries_to_run_code_is_refused(tmp_path: Path) -> None:
 def test_metadata_that_tries_to_run_code_is_refused(tmp_path: Path) -> None:
     save_small("qwen2", tmp_path / "hf")
     hf_to_megatron(tmp_path / "hf", tmp_path / "megatron", progress=False)
+    (tmp_path / "megatron" / MANIFEST).unlink()
     (tmp_path / "megatron" / "release" / ".metadata").write_bytes(pickle.dumps(RunsCode(tmp_path / "ran")))
     with pytest.raises(UserError, match=r"refused, it names posix.system"):
         megatron_to_hf(tmp_path / "megatron", tmp_path / "back", progress=False)
@@ -220,6 +221,7 @@ def test_metadata_that_tries_to_run_code_is_refused(tmp_path: Path) -> None:
 def test_damaged_megatron_checkpoint_never_passes_silently(seed: int, tmp_path: Path) -> None:
     save_small("qwen2", tmp_path / "hf")
     hf_to_megatron(tmp_path / "hf", tmp_path / "megatron", progress=False)
+    (tmp_path / "megatron" / MANIFEST).unlink()
     chance = random.Random(seed)
     path = tmp_path / "megatron" / "release" / (".metadata" if seed % 2 else "__0_0.distcp")
     data = bytearray(path.read_bytes())
