@@ -19,6 +19,7 @@ from checkpoint_convert.architectures.own_arguments import disagreements
 from checkpoint_convert.commands import run
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
+from checkpoint_convert.manifest import MANIFEST
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
 from checkpoint_convert.tensors.common_state import read_common_state
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
@@ -44,6 +45,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own_arguments")
     save_small("llama3", folder / "hf")
     hf_to_megatron(folder / "hf", folder / "megatron", progress=False)
+    (folder / "megatron" / MANIFEST).unlink()  # as others save it: its files may change
     return folder
 
 
@@ -222,6 +224,7 @@ def padded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(tensors, folder / "hf" / "model.safetensors")
     (folder / "hf" / "config.json").write_text(json.dumps({**config, "vocab_size": 128}))
     hf_to_megatron(folder / "hf", folder / "megatron", progress=False)
+    (folder / "megatron" / MANIFEST).unlink()
     (folder / "megatron" / "huggingface" / "config.json").write_text(json.dumps(config))
     (folder / "megatron" / "release" / "common.pt").unlink()
     return folder / "megatron"
