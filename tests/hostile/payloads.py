@@ -115,7 +115,9 @@ def remote_code(folder: Path, canary: Path) -> None:
 def _iteration(checkpoint: Path) -> Path:
     (checkpoint / MANIFEST).unlink(missing_ok=True)  # which would give the change away
     tracked = (checkpoint / "latest_checkpointed_iteration.txt").read_text().strip()
-    return checkpoint / (f"iter_{int(tracked):07d}" if tracked.isdecimal() else tracked)
+    folder = checkpoint / (f"iter_{int(tracked):07d}" if tracked.isdecimal() else tracked)
+    (folder / "checksums.json").unlink(missing_ok=True)
+    return folder
 
 
 def copy(source: Path, target: Path) -> Path:

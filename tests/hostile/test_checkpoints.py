@@ -42,10 +42,11 @@ AS_MODEL: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "metadata": (payloads.metadata_file, "refused, it names"),
     "a tensor": (payloads.tensor, "refused, it names"),
 }
+# A run may go on from an older checkpoint in place of one that is refused.
 OF_A_RUN: dict[str, tuple[Callable[[Path, Path], None], str]] = {
-    "common state": (payloads.common_of_a_run, "refused, it names"),
-    "optimizer": (payloads.optimizer_of_a_run, "refused, it names"),
-    "common.pt": (payloads.common_file, "refused, it names"),
+    "common state": (payloads.common_of_a_run, ""),
+    "optimizer": (payloads.optimizer_of_a_run, ""),
+    "common.pt": (payloads.common_file, ""),
 }
 
 
