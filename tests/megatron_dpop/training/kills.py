@@ -1,0 +1,77 @@
+"""Kills a run at a chosen one of the operations by which it changes its folders, whatever it is doing then.
+
+Every file that a run leaves is made, flushed, renamed or removed by a few functions of `os`. A run that is killed
+before its n-th call of any of them is killed at each moment that could matter, and always at the same one.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.distributed import _start, run_ranks
+from tests.training import Outcome, run_here
+
+CHANGES = ("replace", "rename", "fsync", "mkdir", "unlink", "rmdir")
+
+
+def run_in(cache: Path, tree: dict) -> list[Outcome]:
+    """A whole run, with its own token cache."""
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    return run_here(tree)
+
+
+def counted_in(cache: Path, tree: dict) -> list[str]:
+    """A whole run; the operations that could have been its last, as `name path`."""
+    seen: list[str] = []
+    _before_each_change(lambda name, target: seen.append(f"{name} {target}"))
+    run_in(cache, tree)
+    return seen
+
+
+def killed_in(cache: Path, tree: dict, at: int) -> None:
+    """A run that dies, with all processes that it started, before its operation number `at`."""
+    count = 0
+
+    def die(name: str, target: str) -> None:
+        nonlocal count
+        if count == at:
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        count += 1
+
+    _before_each_change(die)
+    run_in(cache, tree)
+
+
+def _before_each_change(call: Callable[[str, str], None]) -> None:
+    for name in CHANGES:
+
+        def changed(*args: Any, _name: str = name, _real: Any = getattr(os, name), **options: Any) -> Any:
+            target = os.readlink(f"/proc/self/fd/{args[0]}") if isinstance(args[0], int) else os.fspath(args[0])
+            call(_name, str(target))
+            return _real(*args, **options)
+
+        setattr(os, name, changed)
+
+
+def kill(cache: Path, tree: dict, at: int) -> bool:
+    """Whether the run was killed; it may have ended before."""
+    (process,), _queue, _store = _start(killed_in, 1, (cache, tree, at))
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+def difference(cache: Path, tree: dict, whole: Outcome, whole_run: Path) -> str | None:
+    """Starts a killed run again; says what of its end is not as in the run that was left alone."""
+    (resumed,) = run_ranks(run_in, 1, cache, tree)[0]
+    run = Path(tree["run"]["dir"])
+    if resumed.error is not None:
+        return f"it did not go on: {resumed.error}"
+    if resumed.comparable() != whole.comparable():
+        return "other metrics"
+    for path in sorted((whole_run / "hf").iterdir()):
+        if path.name != "conversion-manifest.json" and (run / "hf" / path.name).read_bytes() != path.read_bytes():
+            return f"another {path.name}"
+    left = [str(path) for path in run.rglob(".*.tmp")]
+    return f"left behind: {left}" if left else None
