@@ -4,6 +4,7 @@ A path in the config says where something lies, not what it is. So `identity.jso
 file that decides what the run computes. Times of files play no part: copying, moving or touching changes nothing.
 """
 
+import glob
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,13 +57,15 @@ def input_files(config: Config, inputs: Inputs) -> Files:
     if template is not None and "\n" not in template and len(template) < 4096 and Path(template).is_file():
         files["data.chat_template"] = {template: Path(template)}
     for key, sources in (("data.train", config.data.train), ("data.validation", config.data.validation)):
-        files[key] = {str(path): path for source in sources for path in _data_files(Path(source.path))}
+        files[key] = {str(path): path for source in sources for path in _data_files(source.path)}
     return {key: named for key, named in files.items() if named}
 
 
-def _data_files(path: Path) -> list[Path]:
-    """A source's files; of one that is not on this machine, its tokens have to tell."""
-    return sorted(found for found in path.rglob("*") if found.is_file()) if path.is_dir() else [path] * path.is_file()
+def _data_files(source: str) -> list[Path]:
+    """The files that a path or a pattern names. Of a folder, or a dataset on the hub, its tokens have to tell."""
+    path = Path(source).expanduser()
+    names = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)
+    return sorted(Path(name) for name in names if Path(name).is_file())
 
 
 def weight_files(inputs: Inputs) -> Files:
@@ -134,6 +137,7 @@ def check_same(began: Identity, now: Identity, run: Path) -> None:
     for source, tokens in now.tokens.items():
         if began.tokens.get(source, tokens) != tokens:
             raise UserError(
-                f"{source}: the same files give other tokens than when the run in {run} began; go on with the versions "
-                "of transformers and of this package that it began with, or choose a new run.dir to begin anew"
+                f"{source}: gives other tokens than when the run in {run} began, which cannot go on with them; restore "
+                "the data, and the versions of transformers and of this package that it began with, or choose a new "
+                "run.dir to begin anew"
             )

@@ -17,9 +17,12 @@ CHANGES = ("replace", "rename", "fsync", "mkdir", "unlink", "rmdir")
 
 
 def run_in(cache: Path, tree: dict) -> list[Outcome]:
-    """A whole run, with its own token cache."""
+    """A whole run, with its own token cache, as the command does it: as the folder's one writer."""
+    from megatron_dpop.runtime.folder_lock import sole_writer
+
     os.environ["XDG_CACHE_HOME"] = str(cache)
-    return run_here(tree)
+    with sole_writer(Path(tree["run"]["dir"])):
+        return run_here(tree)
 
 
 def counted_in(cache: Path, tree: dict) -> list[str]:
@@ -45,14 +48,16 @@ def killed_in(cache: Path, tree: dict, at: int) -> None:
 
 
 def _before_each_change(call: Callable[[str, str], None]) -> None:
-    for name in CHANGES:
-
-        def changed(*args: Any, _name: str = name, _real: Any = getattr(os, name), **options: Any) -> Any:
+    def replaced(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*args: Any, **options: Any) -> Any:
             target = os.readlink(f"/proc/self/fd/{args[0]}") if isinstance(args[0], int) else os.fspath(args[0])
-            call(_name, str(target))
-            return _real(*args, **options)
+            call(name, str(target))
+            return real(*args, **options)
 
-        setattr(os, name, changed)
+        return changed
+
+    for name in CHANGES:
+        setattr(os, name, replaced(name, getattr(os, name)))
 
 
 def kill(cache: Path, tree: dict, at: int) -> bool:
