@@ -7,8 +7,8 @@ from checkpoint_convert.architectures.fields import Fields, Only
 
 
 def _build(fields: Fields) -> Architecture:
-    window = fields.integer_or_none("sliding_window")
-    if window is not None and fields.get("use_sliding_window") is False:
+    window, slides = fields.integer_or_none("sliding_window"), fields.get("use_sliding_window")
+    if window is not None and slides is False:
         raise fields.error(
             f"use_sliding_window is false, and Mistral's window of {window} slides all the same in transformers",
             'set "sliding_window": null if the model has none, else remove use_sliding_window',

@@ -1,7 +1,7 @@
 """
 Published models by their own `config.json`: what we read of it is what transformers reads, and the table in
 docs/conversion.md says which are accepted. `published/*.json` maps a model to its `config`, to `parameters` where
-its card states the exact number, and to `refused`, the text that a refusal must hold.
+its card states the exact number, to `refused`, the text that a refusal must hold, and to `source`, a public copy.
 """
 
 import json
