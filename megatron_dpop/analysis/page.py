@@ -12,6 +12,7 @@ from megatron_dpop.analysis.analyze import Analysis, ModelResult
 from megatron_dpop.analysis.line_chart import Line, line_chart
 from megatron_dpop.analysis.spans import OFFSETS, SIDES
 from megatron_dpop.analysis.tables import HEADINGS, differences, means, nats
+from megatron_dpop.data.templates import PLAIN
 from megatron_dpop.data.tokenizer import TextTokenizer, load_tokenizer
 from megatron_dpop.pages import colour, render_page, write_page
 
@@ -46,7 +47,7 @@ class Sample:
 
 def write_analysis(analysis: Analysis, tokenizer: Path, output: Path, *, samples: int) -> None:
     """Raises UserError where `output` cannot be written."""
-    words = load_tokenizer(tokenizer, None)
+    words = load_tokenizer(tokenizer, PLAIN)
     shown = range(min(samples, len(analysis.pairs)))
     html = render_page(
         HERE,

@@ -20,7 +20,10 @@ from megatron_dpop.training.inputs import read_data, read_model, tokenizer_folde
 
 REFERENCE = "reference"
 # Of a run's config: what decides which tokens its pairs have, and how its model computes.
-KEPT_OF_DATA = ("max_tokens", "row_tokens", "share_prefix", "chat_template", "too_long")
+KEPT_OF_DATA = (
+    *("max_tokens", "row_tokens", "share_prefix", "too_long"),
+    *("chat_template", "chat_template_kwargs", "template_date", "prompt_prefix", "answer_separator"),
+)
 KEPT_OF_TRAINING = ("global_batch_pairs", "deterministic")
 
 

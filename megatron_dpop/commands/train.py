@@ -62,8 +62,9 @@ def _start(arguments: argparse.Namespace, *, is_training: bool) -> int:
 def _with_config(arguments: argparse.Namespace, stop: StopRequest, *, is_training: bool) -> int:
     config = load_config(arguments.config, arguments.overrides)
     from megatron_dpop.losses.registry import build_loss
+    from megatron_dpop.training.template_date import date_words, with_date
 
-    config = replace(config, loss=build_loss(config.loss).section())
+    config = with_date(replace(config, loss=build_loss(config.loss).section()))
     if launched() and not arguments.dry_run:
         return _rank(config, stop, is_training=is_training)
     model_parallel = config.parallel.model_parallel
@@ -76,7 +77,7 @@ def _with_config(arguments: argparse.Namespace, stop: StopRequest, *, is_trainin
         return 0
     from megatron_dpop.runtime import launch
 
-    return launch.run_ranks(sys.argv[1:], launch.local_ranks(model_parallel))
+    return launch.run_ranks([*sys.argv[1:], *date_words(config)], launch.local_ranks(model_parallel))
 
 
 def _check(config: Config, *, is_training: bool) -> None:
@@ -119,9 +120,11 @@ def _work(config: Config, stop: StopRequest, *, is_training: bool) -> None:
     device = processes.initialize(config.parallel, seed=config.train.seed)
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.run_folder import RunFolder
+    from megatron_dpop.training.template_date import with_date_of_rank_0
     from megatron_dpop.training.train import compute_references, train
     from megatron_dpop.training.weights_and_biases import check_installed
 
+    config = with_date_of_rank_0(config)
     inputs = read_inputs(config, progress=False)
     if is_training:
         RunFolder(config).check()

@@ -1,5 +1,6 @@
 """Every key of a config file, its type, its default and its bounds."""
 
+import datetime
 import difflib
 from dataclasses import field
 from typing import Annotated, Any, Literal, get_args
@@ -99,6 +100,29 @@ class SourceConfig:
 Sources = Annotated[tuple[SourceConfig, ...], BeforeValidator(_as_sources)]
 
 
+def _as_day(value: Any) -> Any:
+    """YAML reads 2026-11-26 as a date."""
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    try:
+        return value if value is None else datetime.datetime.fromisoformat(value).isoformat().removesuffix("T00:00:00")
+    except (TypeError, ValueError):
+        raise ValueError("give a date, written as 2026-11-26") from None
+
+
+def _as_arguments(value: Any) -> Any:
+    """What a chat template can be given: plain values, with dates as text."""
+    if isinstance(value, dict):
+        return {key: _as_arguments(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_as_arguments(entry) for entry in value]
+    return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+Day = Annotated[str | None, BeforeValidator(_as_day)]
+TemplateArguments = Annotated[dict[str, Any], BeforeValidator(_as_arguments)]
+
+
 @dataclass(frozen=True, config=_SECTION)
 class DataConfig:
     train: Annotated[Sources, Field(min_length=1)]  # blended by their weights
@@ -106,7 +130,11 @@ class DataConfig:
     max_tokens: Positive = 2048  # of a prompt and one completion
     row_tokens: Positive = 8192  # capacity of a packed row
     share_prefix: bool = True  # what a pair's completions begin with in common passes the model once
-    chat_template: str | None = None  # null: the tokenizer's; "none": plain text; else a Jinja file
+    chat_template: str | None = None  # null: the tokenizer's; "none": plain text; else one's name, or a Jinja file
+    chat_template_kwargs: TemplateArguments = field(default_factory=dict)  # for every row: {enable_thinking: false}
+    template_date: Day = None  # what a chat template is told is today's date; null: the day on which the run began
+    prompt_prefix: str = ""  # of plain text, before every prompt: worked examples, "Question: "
+    answer_separator: str = ""  # of plain text, between prompt and answer: "\nAnswer: "
     too_long: Literal["stop", "drop", "truncate_prompt"] = "stop"  # of examples over max_tokens
     bad_rows: Literal["stop", "drop"] = "stop"  # what is done about a row that cannot be used
     bad_rows_limit: Annotated[float, Field(ge=0, le=1)] = 0.01  # share of a source's rows; more stop the run anyway

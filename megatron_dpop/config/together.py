@@ -1,7 +1,7 @@
 """Which options exclude each other, by what Megatron-Core and Transformer Engine can carry."""
 
 from checkpoint_convert.errors import UserError
-from megatron_dpop.config.schema import Config
+from megatron_dpop.config.schema import Config, DataConfig
 
 
 def check_together(config: Config) -> None:
@@ -26,3 +26,14 @@ def check_together(config: Config) -> None:
         for other in others:
             if is_set and other is not None:
                 raise UserError(f"{key}: does not go with {other[0]}: {other[1]}; leave one of them out")
+    _check_prompts(config.data)
+
+
+def _check_prompts(data: DataConfig) -> None:
+    """A chat template takes arguments; plain text is surrounded by other text."""
+    is_plain = data.chat_template == "none"
+    if is_plain and data.chat_template_kwargs:
+        raise UserError("data.chat_template_kwargs: there is no template to take them; data.chat_template is none")
+    for key in ("prompt_prefix", "answer_separator"):
+        if getattr(data, key) and not is_plain:
+            raise UserError(f"data.{key}: is of plain text; set data.chat_template to none, or leave it out")

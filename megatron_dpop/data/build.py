@@ -21,6 +21,7 @@ from .reading import Entry, Reading, open_source, records_of
 from .records import BadRowError, Record, located
 from .rows import Location
 from .storage import SCHEMA, record_batch
+from .templates import PromptFormat
 from .tokenise import TooLong, tokenise
 from .tokenizer import PLAIN, TextTokenizer, load_tokenizer
 
@@ -38,7 +39,7 @@ class Recipe:
 
     location: Location
     tokenizer_folder: Path
-    chat_template: str | None
+    chat_template: PromptFormat | str | None
     max_tokens: int
     too_long: TooLong
     kind: Kind = "pair"

@@ -13,6 +13,7 @@ from .examples import SourceExamples, TokenizedDataset
 from .kinds import KINDS, Kind
 from .processes import default_workers
 from .rows import Location
+from .templates import PromptFormat
 from .tokenise import TOO_LONG, TooLong
 
 
@@ -36,7 +37,7 @@ def load_dataset(
     tokenizer_folder: Path,
     *,
     max_tokens: int,
-    chat_template: str | None = None,
+    chat_template: PromptFormat | str | None = None,
     too_long: TooLong = "stop",
     kind: Kind = "pair",
     bad_rows: BadRows = "stop",
@@ -47,7 +48,8 @@ def load_dataset(
 ) -> TokenizedDataset:
     """Reads, checks and tokenises the sources; the same arguments give the same dataset in every process.
 
-    `chat_template`: None (the tokenizer's own), "none" (plain text), a template file or its text. `cache`: a
+    `chat_template`: None (the tokenizer's own), "none" (plain text), a name, a template file or its text, or one of
+    these with all that goes with it. `cache`: a
     folder that keeps tokens in memory-mapped files; with None they stay in this process's memory. `kind`: what
     the loss takes, "pair", "single" (KTO), "group" (AFT) or "sft". `workers`: processes that tokenise (None: one
     a core, at most 8). UserError names file and row of the first bad example, or counts them where `bad_rows` is

@@ -43,6 +43,7 @@ class SentencePieceModel:
         names = "|".join(re.escape(piece) for piece in sorted(self._control, key=len, reverse=True))
         self._split = re.compile(f"({names})") if names else None
         self.all_special_ids = sorted(self._control.values())
+        self.all_special_tokens = list(self._control)
         self.eos_token = self._piece(self._head.eos_id())
         self.bos_token = self._piece(self._head.bos_id())
         self.special_tokens_map = {"eos_token": self.eos_token, "bos_token": self.bos_token}

@@ -1,14 +1,14 @@
 """Records to tokens, with the boundary between prompt and completion where generation has it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from .records import BadRowError, Completion, Prompt, Record, text_of_content
+from .records import BadRowError, Record
 from .tokenizer import TextTokenizer
+from .written import Written, write
 
 TooLong = Literal["stop", "drop", "truncate_prompt"]
 TOO_LONG: tuple[TooLong, ...] = ("stop", "drop", "truncate_prompt")
@@ -22,6 +22,7 @@ class Tokenised:
     completions: tuple[np.ndarray, ...]  # int32 [completion_tokens] each
     preferred: tuple[bool, ...]
     events: tuple[str, ...] = ()
+    dropped_share: float = 0.0  # of the answers' characters, those that the chat template leaves out
 
 
 def tokenise(
@@ -31,10 +32,10 @@ def tokenise(
 
     All texts are encoded in one batch. Prompt plus longest completion is at most `max_tokens`.
     """
-    rendered: list[tuple[str, list[str]] | BadRowError] = []
+    rendered: list[Written | BadRowError] = []
     for record in records:
         try:
-            rendered.append(_texts(record, tokenizer))
+            rendered.append(write(record, tokenizer))
         except BadRowError as problem:
             rendered.append(problem)
     encoded = _encode([item for item in rendered if not isinstance(item, BadRowError)], tokenizer)
@@ -50,34 +51,16 @@ def tokenise(
     return result
 
 
-def _texts(record: Record, tokenizer: TextTokenizer) -> tuple[str, list[str]]:
-    """The prompt's text as generation would see it, and the whole text for each completion."""
-    if tokenizer.is_plain:
-        prompt = plain_prompt(record.prompt)
-        end = tokenizer.end_text
-        return prompt, [prompt + plain_answer(text).removesuffix(end) + end for text in record.completions]
-    if record.plain_only:
-        raise BadRowError("has no prompt of its own; add a `prompt` column, or set data.chat_template to 'none'")
-    prompt_text = record.prompt
-    messages = ({"role": "user", "content": prompt_text},) if isinstance(prompt_text, str) else prompt_text
-    render = partial(tokenizer.render, tools=record.tools, arguments=record.template_kwargs)
-    prompt = render(messages, ask=True)
-    answers = [
-        ({"role": "assistant", "content": answer},) if isinstance(answer, str) else answer
-        for answer in record.completions
-    ]
-    return prompt, [render((*messages, *answer), ask=False) for answer in answers]
-
-
-def _encode(texts: Sequence[tuple[str, list[str]]], tokenizer: TextTokenizer) -> Iterator[list[list[int]]]:
-    """For each (prompt, whole texts) their tokens, the prompt's first.
+def _encode(texts: Sequence[Written], tokenizer: TextTokenizer) -> Iterator[list[list[int]]]:
+    """For each text its tokens, the prompt's first and then each whole's.
 
     What all of them begin with, up to the prompt's last special token, is encoded once: encoding is most of the
     work, and prompts are half of the text.
     """
     parts: list[str] = []
     counts: list[int] = []
-    for prompt, wholes in texts:
+    for written in texts:
+        prompt, wholes = written.prompt, written.wholes
         cut = tokenizer.cut(prompt)
         if not all(whole.startswith(prompt[:cut]) for whole in wholes):
             cut = 0
@@ -89,26 +72,10 @@ def _encode(texts: Sequence[tuple[str, list[str]]], tokenizer: TextTokenizer) ->
         yield [head + next(ids) for _ in range(count)]
 
 
-def plain_prompt(prompt: Prompt) -> str:
-    return _only_text(prompt, "`prompt` is a conversation")
-
-
-def plain_answer(completion: Completion) -> str:
-    return _only_text(completion, "a completion has several turns, tool calls or reasoning")
-
-
-def _only_text(messages: Prompt | Completion, what: str) -> str:
-    if isinstance(messages, str):
-        return messages
-    if len(messages) > 1 or len(messages[0]) > 2:
-        raise BadRowError(f"{what}, which plain text cannot hold; use a chat template")
-    return text_of_content(messages[0]["content"])
-
-
-def _join(record: Record, texts: tuple[str, list[str]], ids: list[list[int]], tokenizer: TextTokenizer) -> Tokenised:
-    prompt_text, full_texts = texts
+def _join(record: Record, written: Written, ids: list[list[int]], tokenizer: TextTokenizer) -> Tokenised:
+    prompt_text, full_texts = written.prompt, written.wholes
     prompt, fulls = ids[0], ids[1:]
-    events: set[str] = set()
+    events = set(written.events)
     completions: list[list[int]] = []
     if all(text.startswith(prompt_text) for text in full_texts):
         for text, full in zip(full_texts, fulls, strict=True):
@@ -122,16 +89,20 @@ def _join(record: Record, texts: tuple[str, list[str]], ids: list[list[int]], to
         prompt, completions = prompt[:kept], [full[kept:] for full in fulls]
         events.add("the template writes the prompt differently before an answer; the prompt ends where they part")
     for completion in completions:
-        if not completion or tokenizer.special_ids.isdisjoint(completion[-3:]):
+        if not completion or not (written.ends_turns or not tokenizer.added_ids.isdisjoint(completion[-3:])):
             completion.append(tokenizer.end_id)
             events.add("the template ends no turn; the end-of-sequence token was added")
     if len({tuple(completion) for completion in completions}) < len(completions):
-        raise BadRowError("the completions are identical once tokenised")
+        raise BadRowError(
+            "the completions are identical once tokenised"
+            + ("; the chat template leaves out what they differ in" if written.dropped_share else "")
+        )
     if tokenizer.is_plain and tuple(prompt[: len(tokenizer.prefix_ids)]) != tokenizer.prefix_ids:
         prompt = [*tokenizer.prefix_ids, *prompt]
     if not prompt:
         raise BadRowError("no token of the prompt stands before the completion, which needs one to follow")
-    return Tokenised(_int32(prompt), tuple(map(_int32, completions)), record.preferred, tuple(sorted(events)))
+    tokens = tuple(map(_int32, completions))
+    return Tokenised(_int32(prompt), tokens, record.preferred, tuple(sorted(events)), written.dropped_share)
 
 
 def _continuation(text: str, prompt: list[int], full: list[int], tokenizer: TextTokenizer) -> list[int]:
@@ -168,7 +139,7 @@ def _fit(example: Tokenised, max_tokens: int, too_long: TooLong, tokenizer: Text
     if too_long == "drop" or room < 1:
         return None
     prompt = np.concatenate([example.prompt[:kept_first], example.prompt[-room:]])
-    return Tokenised(prompt, example.completions, example.preferred, (*example.events, "prompt truncated"))
+    return replace(example, prompt=prompt, events=(*example.events, "prompt truncated"))
 
 
 def common_prefix_tokens(completions: Sequence[np.ndarray]) -> int:

@@ -2,30 +2,38 @@
 
 import hashlib
 import importlib.metadata
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from checkpoint_convert.errors import UserError, first_line
 
-from .records import BadRowError, Message
 from .sentencepiece_model import SentencePieceModel, sentencepiece_file
-
-PLAIN = "none"  # the chat template's name for "no template: prompt and completion are plain text"
+from .templates import (
+    DEFAULT,
+    PLAIN,
+    TOOL_USE,
+    ChatTemplate,
+    PromptFormat,
+    asks_date,
+    chosen_templates,
+    is_template_file,
+    template_sources,
+)
 
 
 class TextTokenizer:
-    """A Hugging Face tokenizer with the template that is to be used, or none.
+    """A Hugging Face tokenizer with the templates that are to be used, or none.
 
     `prefix_ids` are the tokens that it puts before plain text (usually the beginning-of-sequence token).
     """
 
-    def __init__(self, tokenizer: Any, template: str | None, name: str) -> None:
+    def __init__(self, tokenizer: Any, form: PromptFormat, templates: Mapping[str, ChatTemplate], name: str) -> None:
         self.name = name
-        self.template = template
+        self.form = form
+        self._templates = dict(templates)
         self._tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         if self._backend is not None:
@@ -37,11 +45,26 @@ class TextTokenizer:
         self.special_ids = frozenset(tokenizer.all_special_ids) | {
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
+        # A token that ends a turn may have been added without being marked as special.
+        self.added_ids = self.special_ids | frozenset(tokenizer.added_tokens_decoder)
         self._cuts = self._safe_cuts()
+        self._names, self._heads = _special_names(tokenizer)
 
     @property
     def is_plain(self) -> bool:
-        return self.template is None
+        return not self._templates
+
+    def template_for(self, tools: Sequence[Any] | None) -> ChatTemplate:
+        """As transformers chooses: the template for tools, where there is one, for a row that has some."""
+        if tools is not None and TOOL_USE in self._templates:
+            return self._templates[TOOL_USE]
+        return self._templates[DEFAULT]
+
+    def spelled_out(self, text: str) -> set[str]:
+        """Special tokens that a text spells out, which become tokens."""
+        if self._names is None or not any(head in text for head in self._heads):
+            return set()
+        return set(self._names.findall(text))
 
     @property
     def end_text(self) -> str:
@@ -88,31 +111,15 @@ class TextTokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        ask: bool,
-        tools: Sequence[dict[str, Any]] | None = None,
-        arguments: Mapping[str, Any] | None = None,
-    ) -> str:
-        """The conversation as text; with `ask` it ends where the assistant is to begin.
 
-        BadRowError: the template refuses the conversation.
-        """
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(messages),
-                    tools=None if tools is None else list(tools),
-                    chat_template=self.template,
-                    tokenize=False,
-                    add_generation_prompt=ask,
-                    **(arguments or {}),
-                )
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise BadRowError(f"the chat template refuses this conversation: {first_line(error)}") from None
+def _special_names(tokenizer: Any) -> tuple[re.Pattern[str] | None, list[str]]:
+    """What finds special tokens in a text, and what each of them begins with: to look for first, which is quick."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = {name for name in added | set(tokenizer.all_special_tokens) if len(name) > 1}
+    if not names:
+        return None, []
+    ordered = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered))), sorted({name[:2] for name in names})
 
 
 _FILES = (
@@ -129,37 +136,49 @@ _FILES = (
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files that a tokenizer and its chat template are read from."""
+    """The files that a tokenizer and its chat templates are read from."""
     model = sentencepiece_file(folder)
-    return [path for path in ([model] if model else [folder / name for name in _FILES]) if path.is_file()]
+    if model:
+        return [model]
+    named = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    return [path for path in [*(folder / name for name in _FILES), *named] if path.is_file()]
 
 
-def tokenizer_fingerprint(folder: Path, chat_template: str | None) -> str:
-    """Changes whenever the tokens of some text may change: the folder's files, the template, the library's version.
+def tokenizer_fingerprint(folder: Path, form: PromptFormat | str | None) -> str:
+    """Changes whenever the tokens of some text may change: the folder's files, the template, what it is told, the
+    library's version. The date plays a part where a template asks for it.
 
     Reads files only, so that a run whose tokens are cached need not build the tokenizer.
     """
+    form = PromptFormat.of(form)
+    given = form.chat_template
     digest = hashlib.sha256(f"transformers {importlib.metadata.version('transformers')}".encode())
-    given = (
-        Path(chat_template).read_bytes() if chat_template and _is_file(chat_template) else repr(chat_template).encode()
-    )
-    digest.update(given)
-    for path in tokenizer_files(folder):
+    digest.update(Path(given).read_bytes() if given and is_template_file(given) else repr(given).encode())
+    digest.update(json.dumps([form.arguments, form.prefix, form.separator], sort_keys=True).encode())
+    files = tokenizer_files(folder)
+    for path in files:
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    if any(asks_date(text) for text in template_sources(files, given)):
+        digest.update(form.moment.isoformat().encode())
     return digest.hexdigest()
 
 
-def load_tokenizer(folder: Path, chat_template: str | None = None) -> TextTokenizer:
+def load_tokenizer(folder: Path, form: PromptFormat | str | None = None) -> TextTokenizer:
     """The tokenizer in a local folder, or a SentencePiece model without Hugging Face files.
 
-    `chat_template`: None for its own (UserError if it has none), "none" for plain text, a template file, or a
-    template's text.
+    `form`: how texts are written, or its chat template alone: None for the tokenizer's own (UserError if it has
+    none), "none" for plain text, one of its templates' names, a template file, or a template's text.
     """
     if not folder.exists():
         raise UserError(f"{folder}: no such folder; give one that holds tokenizer files")
+    form = PromptFormat.of(form)
     model = sentencepiece_file(folder)
     tokenizer = SentencePieceModel(model) if model else _hugging_face(folder)
-    return TextTokenizer(tokenizer, _template(tokenizer, folder, chat_template), str(folder))
+    if form.chat_template == PLAIN:
+        return TextTokenizer(tokenizer, form, {}, str(folder))
+    texts = chosen_templates(tokenizer, folder, form.chat_template)
+    templates = {name: ChatTemplate(tokenizer, text, form) for name, text in texts.items()}
+    return TextTokenizer(tokenizer, form, templates, str(folder))
 
 
 def _hugging_face(folder: Path) -> Any:
@@ -174,37 +193,3 @@ def _hugging_face(folder: Path) -> Any:
                 "set model.tokenizer to a folder with the same tokens as a tokenizer.json"
             ) from None
         raise UserError(f"{folder}: no tokenizer can be read from it ({first_line(error)})") from None
-
-
-def _template(tokenizer: Any, folder: Path, given: str | None) -> str | None:
-    if given == PLAIN:
-        return None
-    if given is None:
-        own = tokenizer.chat_template
-        if isinstance(own, dict):
-            own = own.get("default")
-        if not own:
-            raise UserError(
-                f"{folder}: the tokenizer has no chat template; set data.chat_template to a template file, "
-                f"or to {PLAIN!r} for plain text"
-            )
-        return str(own)
-    if _is_template(given):
-        text = given
-    elif _is_file(given):
-        text = Path(given).read_text(encoding="utf-8")
-    else:
-        raise UserError(f"data.chat_template: {given!r} is no template file, no template text and not {PLAIN!r}")
-    try:
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"data.chat_template: line {error.lineno}: {error.message}") from None
-    return text
-
-
-def _is_template(given: str) -> bool:
-    return "{%" in given or "{{" in given
-
-
-def _is_file(given: str) -> bool:
-    return not _is_template(given) and given != PLAIN and Path(given).is_file()

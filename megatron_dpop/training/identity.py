@@ -46,6 +46,7 @@ def identify(config: Config, inputs: Inputs, digests: Digests, *, with_weights: 
     return Identity(
         {key: {name: found[path] for name, path in named.items()} for key, named in files.items()},
         {**_tokens("data.train", inputs.train), **_tokens("data.validation", inputs.validation)},
+        config.data.template_date,
     )
 
 

@@ -12,9 +12,10 @@ from checkpoint_convert.weights import check_weights
 from megatron_dpop.config import Config
 from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens
 from megatron_dpop.config.precision import check_precision
-from megatron_dpop.config.schema import SourceConfig
+from megatron_dpop.config.schema import DataConfig, SourceConfig
 from megatron_dpop.data.examples import TokenizedDataset
 from megatron_dpop.data.load import Source, load_dataset
+from megatron_dpop.data.templates import PromptFormat
 from megatron_dpop.losses.registry import Loss, build_loss
 from megatron_dpop.rows.shapes import example_shapes
 from megatron_dpop.runtime.devices import on_gpu
@@ -120,7 +121,7 @@ def read_data(
         [Source(**asdict(source)) for source in sources],
         tokenizer,
         max_tokens=config.data.max_tokens,
-        chat_template=config.data.chat_template,
+        chat_template=prompt_format(config.data),
         too_long=config.data.too_long,
         kind=loss.kind,
         bad_rows=config.data.bad_rows,
@@ -130,6 +131,16 @@ def read_data(
     )
     _check_fits(dataset, config)
     return dataset
+
+
+def prompt_format(data: DataConfig) -> PromptFormat:
+    return PromptFormat(
+        data.chat_template,
+        data.chat_template_kwargs,
+        data.template_date,
+        prefix=data.prompt_prefix,
+        separator=data.answer_separator,
+    )
 
 
 def _check_fits(dataset: TokenizedDataset, config: Config) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -55,6 +54,7 @@ def compute_references(config: Config, inputs: Inputs, device: torch.device, sto
     run = Run(config, inputs, device, stop)
     with run.told():
         with watching_peers():
+            run.keep_identity()
             run.step_data()
         processes.shut_down()
         run.end("computed the reference")
@@ -125,6 +125,13 @@ class Run:
         """What this start found under the config's paths: every byte is read, by all ranks together."""
         return identify(self.config, self.inputs, digests_by_all_ranks, with_weights=True)
 
+    def keep_identity(self) -> None:
+        """For the run that will begin in this folder, perhaps on another day."""
+        identity = self.identity
+        if dist.get_rank() == 0 and not (self.folder.path / "config.yaml").exists():
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            write_identity(self.folder.path, identity)
+
     def start(self) -> None:
         """Makes the run's folder, with all that its checkpoints need to be converted by themselves.
 
@@ -133,10 +140,8 @@ class Run:
         goes_on = has_checkpoint(self.folder.checkpoints)
         began = read_identity(self.folder.path)
         identity = self.identity
-        if began is not None:
-            identity = replace(identity, template_date=began.template_date)
-            if goes_on:
-                check_same(began, identity, self.folder.path)
+        if began is not None and goes_on:
+            check_same(began, identity, self.folder.path)
         if self.config.lora is not None:
             trained = adapter_parameters(self.inputs.architecture, self.config.lora)
             self.console.say(f"LoRA: {trained:,} parameters are trained, all others are frozen")

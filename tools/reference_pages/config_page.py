@@ -123,7 +123,7 @@ def _value(value: object) -> str:
         return f"`{ {True: 'true', False: 'false', None: 'null'}[value] }`".replace(" ", "")
     if isinstance(value, float) and value and abs(value) < 1e-3:
         return f"`{re.sub(r'e-0*', 'e-', f'{value:.1e}')}`"
-    return f"`{value}`"
+    return f"`{value}`" if value != "" else '`""`'
 
 
 def _type(hint: Any) -> str:
@@ -141,7 +141,7 @@ def _type(hint: Any) -> str:
         )
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type(option) for option in arguments)
-    return NAMES[hint]
+    return "keys and values" if origin is dict else NAMES[hint]
 
 
 def _bounds(extra: Any) -> str:

@@ -120,7 +120,7 @@ def test_smollm2_equals_trl(smollm2: Path, tmp_path: Path) -> None:
     tokenizer = loaded(smollm2)
     for prompt in PROMPTS:
         ours = one(Record(prompt, COMPLETIONS, PAIR), tokenizer)  # type: ignore[arg-type]
-        theirs = trl_pair(smollm2, tokenizer.template, prompt, tmp_path)
+        theirs = trl_pair(smollm2, tokenizer.template_for(None).text, prompt, tmp_path)
         assert [list(c) for c in ours.completions] == theirs["scored"]
         assert [[*ours.prompt, *c] for c in ours.completions] == theirs["ids"]
 
@@ -135,7 +135,7 @@ def test_tokens_decode_to_the_text_and_only_the_answer_is_scored(
     tokenizer = loaded(request.getfixturevalue(model), str(TEMPLATES / f"{template}.jinja"))
     example = one(Record(prompt, COMPLETIONS, PAIR), tokenizer)  # type: ignore[arg-type]
     messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
-    asked = tokenizer.render(messages, ask=True)  # type: ignore[arg-type]
+    asked = tokenizer.template_for(None).render(messages, ask=True)  # type: ignore[arg-type]
     assert tokenizer.decode(example.prompt.tolist()) == asked
     for tokens, answer in zip(example.completions, COMPLETIONS, strict=True):
         whole = tokenizer.decode([*example.prompt.tolist(), *tokens.tolist()])
