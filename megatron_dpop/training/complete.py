@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from checkpoint_convert.errors import UserError
+from checkpoint_convert.files import write_text
 from checkpoint_convert.tensors.pickles import load_dcp_metadata
+from megatron_dpop.training.intact import CHECKSUMS
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -33,7 +35,7 @@ def complete_iterations(folder: Path, say: Callable[[str], None]) -> Iterator[in
     is looked at, since a file system that lost its power or its space may have kept the name and not the content.
     Raises UserError where the tracker cannot be read.
     """
-    tracked = _tracked(folder)
+    tracked = _tracked(folder, say)
     for iteration in reversed(saved_iterations(folder)):
         path = folder / iteration_name(iteration)
         untracked = f"{TRACKER} does not name it yet, so that it may be half-written"
@@ -68,11 +70,19 @@ def incompleteness(folder: Path) -> str | None:
     return None
 
 
-def _tracked(folder: Path) -> int:
+def _tracked(folder: Path, say: Callable[[str], None]) -> int:
+    """The newest checkpoint that may be taken: a user who goes back writes an older one. A tracker that is damaged is
+    written anew where checksums, which are written just before it, show what is complete."""
     tracker = folder / TRACKER
     if not tracker.exists():
         return -1
     text = tracker.read_text(encoding="utf-8", errors="replace").strip()
-    if not text.isdecimal():
-        raise UserError(f"{tracker}: holds {text[:40]!r}; write the iteration to go on from into it, or delete it")
-    return int(text)
+    if text.isdecimal():
+        return int(text)
+    for iteration in reversed(saved_iterations(folder)):
+        path = folder / iteration_name(iteration)
+        if (path / CHECKSUMS).is_file() and incompleteness(path) is None:
+            say(f"{tracker}: holds {text[:40]!r}; {path.name} is the newest complete checkpoint")
+            write_text(tracker, str(iteration))
+            return iteration
+    raise UserError(f"{tracker}: holds {text[:40]!r}; write the iteration to go on from into it, or delete it")

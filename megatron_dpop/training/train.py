@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from checkpoint_convert.assets import copy_assets
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.locate import ASSETS, assets_folder
 from checkpoint_convert.lora import Lora, write_adapter_config
 from megatron_dpop.config import Config
@@ -20,9 +19,8 @@ from megatron_dpop.plan.flops import adapter_parameters
 from megatron_dpop.runtime import processes
 from megatron_dpop.runtime.peers import watching_peers
 from megatron_dpop.runtime.stop import StoppedError, StopRequest, UnhealthyError
-from megatron_dpop.training import checkpoint
 from megatron_dpop.training.batches import RowSource, StepData
-from megatron_dpop.training.complete import complete_iterations, has_checkpoint, iteration_name
+from megatron_dpop.training.complete import has_checkpoint, iteration_name
 from megatron_dpop.training.console import Console
 from megatron_dpop.training.digests import digests_by_all_ranks
 from megatron_dpop.training.engine import Engine, build_engine
@@ -31,10 +29,10 @@ from megatron_dpop.training.fits import check_fits_devices
 from megatron_dpop.training.heartbeat import Heartbeat
 from megatron_dpop.training.identity import Identity, check_same, identify, read_identity, write_identity
 from megatron_dpop.training.inputs import Inputs
-from megatron_dpop.training.intact import damage
 from megatron_dpop.training.loop import Loop
 from megatron_dpop.training.mismatched import MismatchedDataset
 from megatron_dpop.training.reference_cache import References
+from megatron_dpop.training.resuming import load_policy
 from megatron_dpop.training.run_folder import RunFolder
 from megatron_dpop.training.weights import StartingWeights
 from megatron_dpop.training.weights_and_biases import WandbRun
@@ -74,7 +72,6 @@ class Run:
         self.engine: Engine = build_engine(config, inputs.architecture, device)
         self.console = Console(silent=dist.get_rank() != 0)
         self.wandb: WandbRun | None = None  # on rank 0
-        self._half_loaded = False  # whether a checkpoint that could not be loaded may have changed the engine
         self.train = self._source(shuffle=True)
         self.validation = self._source(shuffle=False) if inputs.validation else None
 
@@ -188,42 +185,11 @@ class Run:
         return train, referenced("validation", self.validation, None) if self.validation else None
 
     def load_policy(self) -> int:
-        """Loads the last checkpoint that is whole, or the starting weights; returns the steps already taken."""
-        if self.engine.adapters:
-            self._weights().load(self.engine)
-        candidates = complete_iterations(self.folder.checkpoints, self.console.say)
-        while True:
-            found = [next(candidates, None) if dist.get_rank() == 0 else None]
-            dist.broadcast_object_list(found, src=0)  # all ranks go on from what one of them saw
-            iteration = found[0]
-            if iteration is None:
-                break
-            if self._resume(iteration):
-                return iteration
-        if self._half_loaded:
-            raise UserError(
-                f"{self.folder.checkpoints}: no checkpoint can be loaded; restore one, or remove them to begin anew"
-            )
-        if not self.engine.adapters:
-            self._weights().load(self.engine)
-        return 0
-
-    def _resume(self, iteration: int) -> bool:
-        """Whether all ranks could load a checkpoint: it is read wholly first, and nothing of a damaged one is taken."""
-        folder = self.folder.checkpoints / iteration_name(iteration)
-        reason = damage(folder, digests_by_all_ranks)
-        if reason is None:
-            try:
-                checkpoint.resume(self.engine, self.folder.checkpoints, iteration)
-            except UserError as error:  # of a checkpoint without checksums, an older version's
-                self._half_loaded = True
-                reason = str(error)
-        if reason is not None:
-            self.console.say(f"passing over {folder}: {reason}")
-            return False
-        self.console.say(f"resuming after step {iteration} from {self.folder.checkpoints}")
-        self.heartbeat.beat("training", saved=iteration_name(iteration))
-        return True
+        """Returns the steps already taken."""
+        done = load_policy(self.engine, self.folder.checkpoints, self._weights(), self.console.say)
+        if done:
+            self.heartbeat.beat("training", saved=iteration_name(done))
+        return done
 
     def _weights(self, *, reference: bool = False) -> StartingWeights:
         """Those that training starts from, or the reference's."""

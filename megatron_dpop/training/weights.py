@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from checkpoint_convert.conversion.journal import OtherConversionError
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import ITERATION, hf_to_megatron
 from checkpoint_convert.locate import checkpoint_kind, iteration_folder
@@ -86,8 +85,10 @@ def _convert(model: Path, target: Path, *, again: bool) -> None:
         shutil.rmtree(target)
     try:
         hf_to_megatron(model, target, progress=False)
-    except OtherConversionError:  # the model's files have other times now; their content is the same, or it is damaged
-        shutil.rmtree(target)
+    except UserError:
+        if not target.exists():
+            raise
+        shutil.rmtree(target)  # what an interrupted or damaged conversion has left; a fault of the source shows again
         hf_to_megatron(model, target, progress=False)
     written = target / ITERATION
     write_checksums(written, named_digests(content_files(written), digests_here))

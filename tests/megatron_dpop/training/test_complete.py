@@ -7,6 +7,7 @@ import pytest
 
 from checkpoint_convert.errors import UserError
 from megatron_dpop.training.complete import TRACKER, complete_iterations, incompleteness, iteration_name
+from megatron_dpop.training.intact import CHECKSUMS
 from tests.distributed import run_ranks
 from tests.tiny import write_config, write_model, write_pairs
 from tests.training import train_here
@@ -80,7 +81,13 @@ def test_no_checkpoints(tmp_path: Path) -> None:
     assert _found(tmp_path / "none") == (None, [])
 
 
-def test_a_broken_tracker_is_refused(checkpoints: Path) -> None:
-    (checkpoints / TRACKER).write_text("soon")
+def test_a_broken_tracker_is_written_anew_where_checksums_show_what_is_complete(checkpoints: Path) -> None:
+    tracker = checkpoints / TRACKER
+    tracker.write_text("soon")
+    assert _found(checkpoints) == (3, [f"{tracker}: holds 'soon'; iter_0000003 is the newest complete checkpoint"])
+    assert tracker.read_text() == "3"
+    tracker.write_text("soon")
+    for folder in checkpoints.glob("iter_*"):
+        (folder / CHECKSUMS).unlink()
     with pytest.raises(UserError, match="holds 'soon'; write the iteration"):
         _found(checkpoints)

@@ -53,7 +53,7 @@ def _ruin_without_checksums(checkpoint: Path) -> None:
 
 SPOILT = {
     "bit": (_flip_largest, "distcp is damaged: its content has changed"),
-    "content": (_ruin_without_checksums, "cannot load the checkpoint"),
+    "content": (_ruin_without_checksums, ".distcp"),
 }
 
 
