@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from checkpoint_convert.errors import UserError
+from checkpoint_convert.os_errors import explain_os_error
 
 _EXAMPLES = """examples:
   checkpoint-convert hf-to-megatron models/Qwen2.5-7B checkpoints/Qwen2.5-7B
@@ -24,6 +25,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return int(options.command(options))
     except UserError as error:
         print(f"checkpoint-convert: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        line = explain_os_error(error)
+        if line is None:
+            raise
+        print(f"checkpoint-convert: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("checkpoint-convert: interrupted; run the same command again to continue", file=sys.stderr)

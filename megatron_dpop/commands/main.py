@@ -9,12 +9,13 @@ import traceback
 from collections.abc import Sequence
 
 from checkpoint_convert.errors import UserError
+from checkpoint_convert.os_errors import explain_os_error
 from megatron_dpop.commands import analyze, data, eval, plan, report, train
 from megatron_dpop.runtime import exits
+from megatron_dpop.runtime.rank import launched
 from megatron_dpop.runtime.stop import StoppedError, UnhealthyError
 
 LOST_PEER = "by peer"  # gloo and NCCL: "Connection closed by peer", "Connection reset by peer"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -45,8 +46,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         print("megatron-dpop: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT  # as a shell names the end by that signal
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            exits.report("error", f"{error.filename or 'a file'}: {error.strerror}; make room and start again")
+        if (line := explain_os_error(error)) and not _may_appear(error):
+            exits.report("error", line)
             return exits.BAD_INPUT
         if LOST_PEER in str(error):
             exits.report("lost", "another rank has ended, and this one cannot go on without it; see why in its log")
@@ -55,6 +56,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         exits.report("failed", str(error) or type(error).__name__)
         return exits.FAILED
+
+
+def _may_appear(error: Exception) -> bool:
+    """A file that a rank misses may be one that another machine has just written."""
+    return launched() and isinstance(error, OSError) and error.errno == errno.ENOENT
 
 
 def build_parser() -> argparse.ArgumentParser:

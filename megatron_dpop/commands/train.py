@@ -77,6 +77,7 @@ def _with_config(arguments: argparse.Namespace, stop: StopRequest, *, is_trainin
         return 0
     from megatron_dpop.runtime import launch
 
+    Path(config.run.dir).mkdir(parents=True, exist_ok=True)  # where that is refused, no rank need be started
     return launch.run_ranks([*sys.argv[1:], *date_words(config)], launch.local_ranks(model_parallel))
 
 

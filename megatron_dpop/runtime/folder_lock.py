@@ -185,7 +185,7 @@ def check_unlocked(folder: Path) -> None:
     """Raises UserError where a process of this machine writes into the folder, before anything is begun."""
     try:
         descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except FileNotFoundError:
         return
     try:
         holder = _read(folder / NAME)

@@ -92,7 +92,12 @@ def resolve_model(name: str, *, key: str, weights: bool = True) -> Path:
 
 def token_cache() -> Path:
     """Where tokenised data is kept between runs and shared by ranks."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = os.environ.get("XDG_CACHE_HOME")
+    if not root:
+        try:
+            root = str(Path.home() / ".cache")
+        except RuntimeError:
+            raise UserError("HOME is not set, so no cache is known; set it, or XDG_CACHE_HOME to a folder") from None
     return Path(root) / "megatron_dpop" / "tokens"
 
 
