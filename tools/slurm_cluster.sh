@@ -124,6 +124,8 @@ all_idle() {  # NODES
 start() {  # NODES
     [[ $1 =~ ^[1-9][0-9]?$ ]] || fail "NODES is '$1'; give a number from 1 to 99"
     running "$folder/run/slurmctld.pid" && fail "$folder already holds a running cluster; stop it, or choose another folder"
+    [[ $folder =~ ^[a-zA-Z0-9_./+@-]+$ ]] ||
+        fail "$folder has signs that slurm.conf cannot hold; choose a folder of letters, digits and _./+@-"
     ((${#folder} <= 80)) || fail "$folder is too long for the sockets in it; choose a folder of at most 80 characters"
     mkdir -p "$folder"/{munge,run,log,state}
     mkdir -p "$folder"/spool
@@ -146,8 +148,8 @@ processes_of() {  # NAME: process ids of a node: its daemon, its step daemons, a
     local environ pid parent
     cat "$folder/run/$1.pid" 2>/dev/null || true
     for environ in /proc/[0-9]*/environ; do
-        grep -qzx "SLURM_CONF=$folder/slurm.conf" "$environ" 2>/dev/null || continue
-        grep -qzx "SLURMD_NODENAME=$1" "$environ" 2>/dev/null || continue
+        grep -qzxF "SLURM_CONF=$folder/slurm.conf" "$environ" 2>/dev/null || continue
+        grep -qzxF "SLURMD_NODENAME=$1" "$environ" 2>/dev/null || continue
         pid=${environ//[^0-9]/}
         echo "$pid"
         parent=$(awk '/^PPid:/ { print $2 }' "/proc/$pid/status" 2>/dev/null)
@@ -184,7 +186,7 @@ case $command in
         need_commands
         start "${3:-2}"
         ;;
-    env) echo "export SLURM_CONF='$folder/slurm.conf'" ;;
+    env) printf 'export SLURM_CONF=%q\n' "$folder/slurm.conf" ;;
     kill-node) kill_node "${3:?NAME of the node}" ;;
     start-node)
         export SLURM_CONF=$folder/slurm.conf

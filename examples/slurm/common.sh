@@ -6,7 +6,7 @@
 set -euo pipefail
 
 # Exit codes of `megatron-dpop` (docs/cluster.md).
-readonly BAD_INPUT=2 UNHEALTHY=3 STOPPED=75
+readonly FAILED=1 BAD_INPUT=2 UNHEALTHY=3 STOPPED=75
 # A job that was restarted so often without getting further would go on so for ever.
 readonly MOST_IDLE_RESTARTS=3
 # How often a job looks at its nodes, and how long the others may go on once one has failed.
@@ -24,6 +24,10 @@ say() { echo "$script_name: $*"; }
 fail() {
     echo "$script_name: error: $*" >&2
     exit "$BAD_INPUT"
+}
+
+yaml_string() {  # TEXT: the same text where YAML is read, as in --section.key=VALUE, whatever signs it has
+    printf "'%s'" "${1//\'/\'\'}"
 }
 
 in_job() { [[ -n ${SLURM_JOB_ID:-} && -n ${MEGATRON_DPOP_SCRIPT:-} ]]; }
@@ -83,9 +87,10 @@ check_run() {  # as check; sets MEGATRON_DPOP_RUN_DIR to the folder of the first
 }
 
 job_options() {  # NAME NODES GPUS-PER-NODE PARTITION EXTRA: fills `options`
+    local logs=${JOB_LOGS//%/%%} # SLURM has signs of its own in names of files
     options=(
-        --job-name "$1" --nodes "$2" --ntasks-per-node 1 --time "$JOB_TIME"
-        --requeue --open-mode append --output "$JOB_LOGS/%x-%j.log" --signal "USR1@$JOB_SIGNAL_SECONDS"
+        --job-name "${1//\//-}" --nodes "$2" --ntasks-per-node 1 --time "$JOB_TIME"
+        --requeue --open-mode append --output "$logs/%x-%j.log" --signal "USR1@$JOB_SIGNAL_SECONDS"
         --export ALL --kill-on-invalid-dep yes
     )
     (($3 == 0)) || options+=(--gpus-per-node "$3")
@@ -103,7 +108,7 @@ submit() {  # SCRIPT WORDS...: sets `job`; with --test-only, only says what SLUR
     mkdir -p "$JOB_LOGS"
     export MEGATRON_DPOP_SCRIPTS=$scripts MEGATRON_DPOP_SCRIPT=${script##*/} MEGATRON_DPOP_RUN_DIR
     sbatch --test-only "${options[@]}" "$script" "$@" 2>&1 | sed "s/^/$script_name: /" ||
-        fail "SLURM would not take this job; mend settings.sh"
+        fail "SLURM would not take this job; fix settings.sh"
     job=''
     if [[ $test_only ]]; then
         say "would submit: sbatch ${options[*]} $script $*"
@@ -147,7 +152,7 @@ count_idle_restarts() {  # sets `begin`, where this start goes on from, and `idl
 stop_if_idle() {  # IDLE RESTARTS: ends the job where they are too many
     (($1 < MOST_IDLE_RESTARTS)) && return
     say "stopped: $1 restarts in a row got no further than ${begin:-the beginning}; see above why, then submit again"
-    exit 1
+    exit "$FAILED"
 }
 
 start_job() {  # says where we are; sets `job_logs`
@@ -156,6 +161,13 @@ start_job() {  # says where we are; sets `job_logs`
     say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, $(date --iso-8601=seconds)"
     count_idle_restarts
     stop_if_idle $((idle - 1)) # those before this one
+}
+
+known_code() {  # CODE: one of those of docs/cluster.md; whatever else ended a process, starting again may help
+    case $1 in
+        0 | "$BAD_INPUT" | "$UNHEALTHY" | "$STOPPED") echo "$1" ;;
+        *) echo "$FAILED" ;;
+    esac
 }
 
 exit_codes() { # of the nodes that have ended, other than 0
@@ -181,9 +193,10 @@ wait_for() {
     code=0
     wait "$pid" 2>/dev/null || code=$?
     trap - TERM
+    code=$(known_code "$code")
     # What one node says of itself is the job's result, whatever srun did to the others meanwhile; the gravest last.
     local known
-    for known in 1 "$STOPPED" "$UNHEALTHY" "$BAD_INPUT"; do
+    for known in "$FAILED" "$STOPPED" "$UNHEALTHY" "$BAD_INPUT"; do
         ! exit_codes | grep -qx "$known" || code=$known
     done
 }
@@ -219,7 +232,7 @@ check_in_job() {  # WORDS of megatron-dpop: where the login node could not, find
     local checked
     code=0
     step_of 1 python3 -m megatron_dpop "$@" --dry-run --ranks $((SLURM_JOB_NUM_NODES * JOB_RANKS_PER_NODE))
-    checked=$("${step[@]}") || code=$?
+    checked=$("${step[@]}") || code=$(known_code $?)
     ((code == 0)) || finish_job
     MEGATRON_DPOP_RUN_DIR=$(sed -n 's/^run\.dir: //p' <<<"$checked")
 }

@@ -28,7 +28,7 @@ for stage in "${stages[@]}"; do
     IFS=$'\t' read -r config run_dir start <<<"$stage"
     # A model that an earlier stage has yet to make is checked as the chain's first model, which has its shape.
     [[ ! -e $run_dir/config.yaml ]] || start=''
-    commands+=(-- train "$config" ${start:+"--model.path=$start"})
+    commands+=(-- train "$config" ${start:+"--model.path=$(yaml_string "$start")"})
 done
 check "${commands[@]:1}"
 

@@ -80,6 +80,7 @@ def _parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
             if not rest:
                 raise UserError(f"--{key}: needs a value")
             text = rest.pop(0)
+        _check_whole(key, text)
         try:
             pairs.append((key, read_yaml(text)))
         except ValueError as error:
@@ -88,6 +89,20 @@ def _parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
                 f"--{printable(key)}: cannot read the value {value!r}: {reason}; quote it as YAML"
             ) from None
     return pairs
+
+
+def _check_whole(key: str, text: str) -> None:
+    """Raises UserError where YAML would leave out the value's end, as a comment."""
+    try:
+        last = [token for token in yaml.scan(text) if not isinstance(token, yaml.StreamEndToken)][-1]
+    except yaml.YAMLError:
+        return  # said better where it is read
+    dropped = text[last.end_mark.index :].strip() if not isinstance(last, yaml.StreamStartToken) else text.strip()
+    if dropped.startswith("#"):
+        quoted = text.replace("'", "''")
+        raise UserError(
+            f"--{key}: in {text!r} YAML takes {dropped!r} for a comment; quote the value for it: --{key}=\"'{quoted}'\""
+        )
 
 
 def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
