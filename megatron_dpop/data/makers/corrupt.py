@@ -11,6 +11,8 @@ _ANSWER_MARK = re.compile(r"####|The answer is:?|\\boxed")
 _ANSWER = re.compile(rf"(?:####|The answer is:?)\s*(?:\\?[$€£¥])?\s*(?P<number>-?(?:{NUMBER}))(?P<percent>\\?%)?")
 
 
+VERSION = "2"  # of the rule: the same version, seed and text give the same corruption
+
 # Where a result was found, best first: a checked sum, an expression that could not be checked, a stated value.
 TIERS = ("verified calculation", "unverified calculation", "stated value")
 
@@ -62,16 +64,27 @@ def final_answer(text: str) -> Fraction | None:
 
 
 def wrong_number(number: str, answer: Fraction | None, generator: random.Random) -> str:
-    """Another number in the same form, at most a fifth away (or nine units of the last digit, if that is more)."""
+    """Another number in the same form and as round, so that neither tells which one was made up.
+
+    It ends in as many zeros (1,200 becomes 1,400, and 15.00 becomes 17.00), and in a 5 before them where the right
+    one does. It is at most a fifth away, or where that is more nine units of the last digit (three of the last that
+    is no zero, ten of one that is a 5).
+    """
     decimals = decimals_of(number)
     units = int(number.replace(",", "").replace(".", ""))
-    # Whole amounts err by whole amounts: 15.00 becomes 17.00 rather than 15.13.
-    step = 10**decimals if units % 10**decimals == 0 else 1
-    reach = max(9, units // step // 5)
+    step = 10 ** trailing_zeros(units)
+    right = units // step
+    has_five = right % 10 == 5 and right > 5
+    reach = max(10 if has_five else 3 if step > 1 else 9, right // 5)
     while True:
-        wrong = units + step * generator.choice((-1, 1)) * generator.randint(1, reach)
-        if wrong > 0 and Fraction(wrong, 10**decimals) != answer:
-            return _in_form(wrong, number, decimals)
+        wrong = right + generator.choice((-1, 1)) * generator.randint(1, reach)
+        as_round = wrong % 10 != 0 and (right < 10 or (wrong % 10 == 5) == has_five)
+        if wrong > 0 and as_round and Fraction(wrong * step, 10**decimals) != answer:
+            return _in_form(wrong * step, number, decimals)
+
+
+def trailing_zeros(units: int) -> int:
+    return len(str(units)) - len(str(units).rstrip("0")) if units else 0
 
 
 def _in_form(units: int, like: str, decimals: int) -> str:

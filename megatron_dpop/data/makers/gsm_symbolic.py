@@ -11,7 +11,7 @@ from typing import Any
 from checkpoint_convert.errors import UserError
 
 from ..progress import track
-from .corrupt import corrupt
+from .corrupt import VERSION, corrupt
 from .pairs_file import Made, Pair, write_made
 
 FIRST_SIZE = 1024
@@ -35,7 +35,7 @@ def make_gsm_symbolic(
         pair for _, pair in track(zip(range(wanted), pairs, strict=False), "gsm-symbolic", total=wanted, show=progress)
     ]
     made.splits = {"train": found[validation:], "validation": found[:validation]}
-    version = importlib.metadata.version("reasoning-gym")
+    version = f"{importlib.metadata.version('reasoning-gym')}, corruption {VERSION}"
     return write_made(folder, made, source="reasoning-gym gsm_symbolic", seed=seed, version=version)
 
 

@@ -24,6 +24,7 @@ class Outcome:
 
 Rule = Callable[[Row, random.Random], Outcome]
 
+UNLABELLED = "no label (test splits have none)"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations, `<<2+3=5>>`, are not part of the answer's text
 
 
@@ -56,7 +57,9 @@ def arc(row: Row, _generator: random.Random) -> Outcome:
         if len(labels) != len(texts):
             raise BadRowError(f"`choices` has {len(texts)} texts and {len(labels)} labels")
         choices = list(zip(labels, texts, strict=True))
-    key = text_of(_column(row, "answerKey"), "answerKey")
+    key = _label(row, "answerKey")
+    if key is None:
+        return Outcome(skipped=(UNLABELLED,))
     right = [text_of(text, "choices.text") for label, text in choices if label == key]
     if len(right) != 1:
         return Outcome(skipped=("no choice has the answer's label",))
@@ -67,15 +70,22 @@ def hellaswag(row: Row, _generator: random.Random) -> Outcome:
     """Each wrong ending against the right one; the context led by its activity, WikiHow's marks removed."""
     endings = [_clean(text_of(text, "endings")) for text in _sequence(_column(row, "endings"), "endings")]
     context = text_of(_column(row, "ctx"), "ctx")
-    label = str(_column(row, "label")).strip()
-    if label == "":
-        return Outcome(skipped=("no label (the test split has none)",))
+    label = _label(row, "label")
+    if label is None:
+        return Outcome(skipped=(UNLABELLED,))
     if not label.isdigit() or int(label) >= len(endings):
         raise BadRowError(f"`label` is {label[:20]!r}; the number of one of {len(endings)} endings is needed")
     activity = row.get("activity_label")
     prompt = _clean(f"{activity}: {context}" if activity else context)
     right = int(label)
     return _against(prompt, endings[right], [text for index, text in enumerate(endings) if index != right])
+
+
+def _label(row: Row, name: str) -> str | None:
+    """None where the row has no label: test splits leave it out, or write nothing, null or -1 for it."""
+    value = row.get(name)
+    text = "" if value is None else str(value).strip()
+    return None if text in ("", "-1") else text
 
 
 def _against(prompt: str, right: str, wrong: Sequence[str]) -> Outcome:

@@ -43,6 +43,23 @@ def test_form_is_kept(number: str) -> None:
             assert wrong.endswith(".00")
 
 
+@pytest.mark.parametrize(
+    "number", ["10", "20", "100", "500", "1,200", "20.00", "15.20", "25", "2,500", "5", "150", "1", "0.50"]
+)
+def test_wrong_number_is_as_round_as_the_right_one(number: str) -> None:
+    def digits(text: str) -> str:
+        return text.replace(",", "").replace(".", "").lstrip("0")
+
+    def zeros(text: str) -> int:
+        return len(digits(text)) - len(digits(text).rstrip("0"))
+
+    for seed in range(200):
+        wrong = wrong_number(number, None, random.Random(seed))
+        assert zeros(wrong) == zeros(number)
+        if len(digits(number).rstrip("0")) > 1:
+            assert digits(wrong).rstrip("0").endswith("5") == digits(number).rstrip("0").endswith("5")
+
+
 def test_wrong_number_is_never_the_answer() -> None:
     assert "48" not in {wrong_number("47", Fraction(48), random.Random(seed)) for seed in range(500)}
 

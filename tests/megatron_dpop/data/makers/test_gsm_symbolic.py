@@ -14,7 +14,7 @@ from megatron_dpop.data.makers.gsm_symbolic import make_gsm_symbolic, problems
 
 
 def test_ten_thousand_problems_yield_pairs() -> None:
-    made = 0
+    made = large = 0
     for index, (_, answer) in enumerate(islice(problems(7), 10_000)):
         outcome = corrupt(answer, random.Random(index))
         if isinstance(outcome, Corruption):
@@ -23,6 +23,10 @@ def test_ten_thousand_problems_yield_pairs() -> None:
             assert final_answer(outcome.text) == final_answer(answer)
             assert outcome.text.split("####")[1] == answer.split("####")[1]
             assert outcome.before != outcome.after
+            large += len(outcome.before) > 2
+            if outcome.before != "0":
+                assert outcome.before.endswith("0") == outcome.after.endswith("0"), "roundness tells nothing"
+    assert large > 1000
     assert made >= 9_500
 
 

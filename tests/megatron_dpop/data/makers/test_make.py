@@ -116,6 +116,24 @@ def test_hellaswag_with_its_two_splits(tmp_path: Path) -> None:
     assert first["chosen"] == "is doing thing 0.0. then rests."
 
 
+@pytest.mark.parametrize("label", [{}, {"label": None}, {"label": ""}, {"label": -1}, {"label": "-1"}])
+def test_hellaswag_skips_and_counts_rows_without_a_label(label: dict[str, Any], tmp_path: Path) -> None:
+    unlabelled = {key: value for key, value in hellaswag_row(1).items() if key != "label"} | label
+    source = write(tmp_path / "a.jsonl", [unlabelled, hellaswag_row(0), unlabelled])
+    sheet = make_pairs("hellaswag", tmp_path / "out", source=str(source), progress=False)
+    assert sheet["pairs"]["train"] == 3
+    assert sheet["skipped"] == {"no label (test splits have none)": 2}
+
+
+@pytest.mark.parametrize("key", [{}, {"answerKey": None}, {"answerKey": ""}])
+def test_arc_skips_and_counts_rows_without_an_answer(key: dict[str, Any], tmp_path: Path) -> None:
+    rows = [arc_row(index) for index in range(2)]
+    rows[0] = {name: value for name, value in rows[0].items() if name != "answerKey"} | key
+    sheet = make_pairs("arc", tmp_path / "out", source=str(write(tmp_path / "a.jsonl", rows)), progress=False)
+    assert sheet["skipped"] == {"no label (test splits have none)": 1}
+    assert sheet["pairs"]["train"] > 0
+
+
 def test_hellaswag_test_split_has_no_labels(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", [{**hellaswag_row(0), "label": ""}])
     with pytest.raises(UserError, match=r"no pair can be made of its 1 rows \(1 no label"):
