@@ -10,6 +10,10 @@ from checkpoint_convert.manifest import MANIFEST
 from checkpoint_convert.tensors.dtypes import TO_CONFIG
 
 CHAT_TEMPLATES = "additional_chat_templates"  # transformers' folder of templates beside the main one
+TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
+    *("*.tiktoken", "chat_template*", f"{CHAT_TEMPLATES}/*.jinja"),
+)
 WEIGHT_SUFFIXES = (
     ".safetensors",
     ".bin",
@@ -47,6 +51,14 @@ def copy_files(source: Path, target: Path) -> None:
             write_bytes(target / path.name, path.read_bytes())
     for path in sorted((source / CHAT_TEMPLATES).glob("*.jinja")):
         write_bytes(target / CHAT_TEMPLATES / path.name, path.read_bytes())
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the tokenizer of an adapter's folder, where it has one, over that of its base."""
+    if (source / "tokenizer_config.json").is_file():
+        for pattern in TOKENIZER_FILES:
+            for path in sorted(source.glob(pattern)):
+                write_bytes(target / path.relative_to(source), path.read_bytes())
 
 
 def announcing(config: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from checkpoint_convert.os_errors import explain_os_error
 
 _EXAMPLES = """examples:
   checkpoint-convert hf-to-megatron models/Qwen2.5-7B checkpoints/Qwen2.5-7B
+  checkpoint-convert hf-to-megatron adapters/sft checkpoints/sft --base models/Qwen2.5-7B
   checkpoint-convert megatron-to-hf runs/dpop/checkpoints exported --dtype bf16
   checkpoint-convert megatron-to-hf runs/lora/checkpoints merged
   checkpoint-convert megatron-to-hf runs/lora/checkpoints adapter --adapter
@@ -49,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     to_megatron = commands.add_parser(
         "hf-to-megatron",
-        help="Hugging Face folder to torch_dist",
+        help="Hugging Face folder, or PEFT folder with its base, to torch_dist",
         epilog="example:\n  checkpoint-convert hf-to-megatron models/SmolLM2-135M checkpoints/SmolLM2-135M",
         formatter_class=raw,
     )
@@ -68,6 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--workers", type=_positive, help="files written at once (default: 2 to 4, by cores)")
         command.add_argument("--dry-run", action="store_true", help="print the plan; needs only config.json")
         command.add_argument("--quiet", action="store_true", help="no progress")
+    to_megatron.add_argument(
+        "--base", type=Path, help="base model of a PEFT folder's LoRA adapter (default: what the adapter names)"
+    )
     to_hf.add_argument("--base", type=Path, help="base model of LoRA adapters (default: what they were trained from)")
     to_hf.add_argument(
         "--config",
@@ -99,10 +103,28 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _hf_to_megatron(options: argparse.Namespace) -> int:
+    from checkpoint_convert.peft_folder import base_of, is_peft_folder
+
+    adapter = is_peft_folder(options.source)
+    if options.base is not None and not adapter:
+        raise UserError(f"{options.source}: is no PEFT folder with a LoRA adapter; leave --base out")
     if options.dry_run:
         from checkpoint_convert.conversion.describe import describe
 
-        print(describe(options.source, "megatron", options.dtype))
+        model = base_of(options.source, options.base) if adapter else options.source
+        print(describe(model, "megatron", options.dtype))
+        return 0
+    if adapter:
+        from checkpoint_convert.peft_to_megatron import peft_to_megatron
+
+        peft_to_megatron(
+            options.source,
+            options.target,
+            base=options.base,
+            dtype=options.dtype,
+            workers=options.workers,
+            progress=not options.quiet,
+        )
         return 0
     from checkpoint_convert.hf_to_megatron import hf_to_megatron
 

@@ -1,5 +1,6 @@
 """From a Hugging Face folder to a Megatron `torch_dist` checkpoint, without building the model."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +19,7 @@ from checkpoint_convert.rules.families import RECOMPUTED, RULES
 from checkpoint_convert.rules.rule import TensorRecipe, from_megatron, to_megatron
 from checkpoint_convert.tensors.archive import write_tensor_archive
 from checkpoint_convert.tensors.huggingface import HuggingFaceSource
-from checkpoint_convert.tensors.source import FileState, TensorInfo
+from checkpoint_convert.tensors.source import FileState, Source, TensorInfo
 from checkpoint_convert.tensors.stretches import same_elements
 from checkpoint_convert.tensors.torch_dist_write import (
     StoredChunk,
@@ -51,21 +52,49 @@ def hf_to_megatron(
     tensors = HuggingFaceSource(source)
     try:
         check_source(source, tensors, architecture)
-        files = plan_megatron(architecture, tensors.tensors, dtype)
-        states = [FileState.of(path) for path in (source / "config.json", *tensors.files())]
-        conversion = Conversion(
+        write_megatron(
+            tensors,
+            architecture,
+            target,
             command=f"checkpoint-convert hf-to-megatron {source} {target}" + (f" --dtype {dtype}" if dtype else ""),
-            source=tensors,
-            states=states,
-            target=target,
-            files=files,
-            begin=lambda stream, file: None,
-            write_piece=_write_piece,
-            finish=lambda journal: _finish(source, target, architecture, files, journal),
+            config=source / "config.json",
+            copy=lambda folder, stored: copy_assets(source, folder, stored),
+            dtype=dtype,
+            workers=workers,
+            progress=progress,
         )
-        convert(conversion, workers=workers, progress=progress)
     finally:
         tensors.close()
+
+
+def write_megatron(
+    source: Source,
+    a: Architecture,
+    target: Path,
+    *,
+    command: str,
+    config: Path,
+    copy: Callable[[Path, str], None],
+    dtype: str | None,
+    workers: int,
+    progress: bool,
+) -> None:
+    """
+    Writes a checkpoint of a source that has the family's names. `config` is the model's config.json, and `copy` puts
+    it and the tokenizer into a folder, announcing a dtype.
+    """
+    files = plan_megatron(a, source.tensors, dtype)
+    conversion = Conversion(
+        command=command,
+        source=source,
+        states=[FileState.of(path) for path in (config, *source.files())],
+        target=target,
+        files=files,
+        begin=lambda stream, file: None,
+        write_piece=_write_piece,
+        finish=lambda journal: _finish(target, a, files, journal, copy),
+    )
+    convert(conversion, workers=workers, progress=progress)
 
 
 def check_source(folder: Path, source: HuggingFaceSource, a: Architecture) -> None:
@@ -109,7 +138,9 @@ def _write_piece(stream: BinaryIO, piece: Piece, data: memoryview) -> int:
     return write_tensor_archive(stream, stacked_shape(piece.tensor, piece.shape), piece.dtype, data)
 
 
-def _finish(source: Path, target: Path, a: Architecture, files: list[OutputFile], journal: Journal) -> None:
+def _finish(
+    target: Path, a: Architecture, files: list[OutputFile], journal: Journal, copy: Callable[[Path, str], None]
+) -> None:
     chunks = [
         StoredChunk(
             tensor=piece.tensor,
@@ -124,5 +155,5 @@ def _finish(source: Path, target: Path, a: Architecture, files: list[OutputFile]
         for piece, place in zip(file.pieces, journal.written[file.name].pieces, strict=True)
     ]
     write_checkpoint_files(target / ITERATION, a, chunks)
-    copy_assets(source, target / ASSETS, main_dtype(files))
+    copy(target / ASSETS, main_dtype(files))
     write_text(target / TRACKER, ITERATION + "\n")

@@ -85,14 +85,14 @@ class HuggingFaceSource:
     conversion wrote, also for one that has changed since.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: tuple[str, ...] = WEIGHTS) -> None:
         check_small_files(folder)
         self._stretches = stretches_of(folder)
         self._files: list[_File] = []
         self._home: dict[str, tuple[_File, str]] = {}  # the file, and the tensor's name in it
         self.tensors: dict[str, TensorInfo] = {}
         try:
-            for name in _weight_files(folder):
+            for name in _weight_files(folder, names):
                 self._add(folder / name)
         except BaseException:
             self.close()
@@ -146,9 +146,9 @@ def _equal(a: _File, b: _File, name: str) -> bool:
     return True
 
 
-def _weight_files(folder: Path) -> list[str]:
+def _weight_files(folder: Path, names: tuple[str, ...]) -> list[str]:
     """Names of the files with weights."""
-    for single in WEIGHTS:
+    for single in names:
         if (folder / single).is_file():
             return [single]
         index = folder / f"{single}.index.json"
