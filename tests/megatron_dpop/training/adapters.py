@@ -147,6 +147,8 @@ def with_shared_inputs(model: torch.nn.Module, adapter: str) -> torch.nn.Module:
     wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=True)
     for layer in wrapped.base_model.model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
+        if not hasattr(attention, "q_proj"):  # Phi-3 has one module for each fused linear
+            continue
         for first, *others in ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)):
             for other in others:
                 if hasattr(other, "lora_A"):

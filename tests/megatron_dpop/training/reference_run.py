@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.megatron_dpop.training.adapters import with_shared_inputs
 
@@ -70,7 +70,7 @@ def example_loss(
 
 
 def read_pairs(tree: dict) -> list[Example]:
-    tokenizer = AutoTokenizer.from_pretrained(tree["model"]["path"])
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tree["model"]["path"])
     examples = []
     for line in Path(tree["data"]["train"]).read_text().splitlines():
         pair = json.loads(line)
@@ -95,10 +95,10 @@ def reference_steps(
     torch.set_num_threads(1)  # a tiny model gains nothing from more, and waits for them on a busy machine
     policy_folder = tree["model"]["path"]
     reference_folder = tree.get("reference", {}).get("model") or policy_folder
-    model = LlamaForCausalLM.from_pretrained(policy_folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(policy_folder, dtype=torch.float32)
     if adapter is not None:
         model = with_shared_inputs(model, str(adapter))
-    frozen = LlamaForCausalLM.from_pretrained(reference_folder, dtype=torch.float32)
+    frozen = AutoModelForCausalLM.from_pretrained(reference_folder, dtype=torch.float32)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() == 1]
     options = tree["optimizer"]
