@@ -115,7 +115,8 @@ def _check_positions(config: Config, architecture: Architecture) -> None:
     if config.data.max_tokens > known:
         raise UserError(
             f"data.max_tokens: {config.data.max_tokens} is more than the {known} positions that {config.model.path} "
-            f"knows (its config's maximum, rope scaling included); give at most {known}"
+            "knows (its config's maximum, rope scaling included; of dynamic and longrope scaling the original length); "
+            f"give at most {known}"
         )
 
 

@@ -44,11 +44,19 @@ def test_accepted_and_read_as_transformers_reads_it(name: str, tmp_path: Path) -
         return
     config = getattr(transformers, config_class).from_dict(PUBLISHED[name]["config"])
     assert config.num_hidden_layers == a.num_layers
-    assert config.rope_parameters["rope_theta"] == a.rope_theta
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    assert rope["rope_theta"] == a.rope_theta
     assert config.rms_norm_eps == a.norm_epsilon
-    assert config.max_position_embeddings == a.max_position_embeddings
+    # Beyond its original length longrope is not computed; dynamic scaling does nothing within it.
+    of_longrope = rope["rope_type"] == "longrope"
+    assert a.max_position_embeddings == (
+        config.original_max_position_embeddings if of_longrope else config.max_position_embeddings
+    )
     assert getattr(config, "sliding_window", None) == a.sliding_window
-    assert (config.rope_parameters["rope_type"] == "default") is (a.rope_scaling is None)
+    assert (rope["rope_type"] in ("default", "dynamic")) is (a.rope_scaling is None)
+    assert rope.get("partial_rotary_factor", 1.0) == a.rotary_percent
+    sliding = [kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or []]
+    assert not sliding or sliding == [a.window(layer) is not None for layer in range(a.num_layers)]
     # Two layers of the model itself, without memory: every name and shape.
     config.num_hidden_layers = 2
     if getattr(config, "layer_types", None):
