@@ -117,13 +117,16 @@ def _build_chunk(
     )
     model.rotary_pos_emb = RowRotaryEmbedding(architecture)
     if model.pre_process and architecture.embedding_multiplier != 1.0:
-        # Rounded to the weights' dtype as transformers rounds it: Gemma was trained with sqrt(3072) as 55.5.
-        multiplier = float(torch.tensor(architecture.embedding_multiplier, dtype=config.params_dtype))
-        model.embedding.register_forward_hook(partial(_multiplied, by=multiplier))
+        model.embedding.register_forward_hook(partial(_scaled, by=architecture.embedding_multiplier))
     if model.post_process and architecture.logits_divisor != 1.0:
         # The output layer is linear: dividing what goes in divides the logits, wherever they are computed.
         model.decoder.final_layernorm.register_forward_hook(partial(_multiplied, by=1 / architecture.logits_divisor))
     return model
+
+
+def _scaled(module: torch.nn.Module, inputs: object, output: torch.Tensor, *, by: float) -> torch.Tensor:
+    """The factor is rounded to the dtype as transformers rounds it: Gemma was trained with sqrt(3072) as 55.5."""
+    return output * torch.tensor(by, dtype=output.dtype)
 
 
 def _multiplied(module: torch.nn.Module, inputs: object, output: torch.Tensor, *, by: float) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """Parameters of every rank, counted on models that Megatron-Core builds without memory, on the meta device."""
 
+import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,13 +10,15 @@ import torch
 import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
-from checkpoint_convert.architectures import Architecture
+from checkpoint_convert.architectures import Architecture, read_architecture
 from megatron_dpop.plan.choice import LayoutChoice
 from megatron_dpop.plan.parameters import model_parameters, stage_parameters
+from tests.checkpoint_convert.models import CONFIGS
 from tests.distributed import run_ranks
 from tests.megatron_dpop.plan.shapes import QWEN2_72B, QWEN3_32B, QWEN_72B, SMALL, SMAUG_72B, SMOLLM2_135M
 
 RANKS = 64
+PUBLISHED = Path(__file__).parents[2] / "checkpoint_convert" / "published"
 LAYOUTS: dict[str, tuple[Architecture, LayoutChoice]] = {
     "qwen-72b": (QWEN_72B, LayoutChoice(tensor=8, pipeline=8)),
     "qwen-72b interleaved": (QWEN_72B, LayoutChoice(tensor=4, pipeline=4, virtual_pipeline=5, context=2, data=2)),
@@ -87,6 +91,34 @@ def test_every_rank_of_64_holds_what_the_plan_says(name: str) -> None:
     ranks_per_stage = RANKS // choice.pipeline  # the pipeline is the slowest of Megatron's dimensions
     planned = [stage_parameters(architecture, choice, rank // ranks_per_stage).base for rank in range(RANKS)]
     assert counted == planned
+
+
+def _parameters_of_families(architectures: list[Architecture], choice: LayoutChoice) -> list[list[int]]:
+    return [_parameters_of_ranks(architecture, choice) for architecture in architectures]
+
+
+def test_families_hold_what_the_plan_says_at_four_ranks(tmp_path: Path) -> None:
+    """Norms after attention and feed-forward, fused linears, biases of some, tied embeddings."""
+    architectures = []
+    for family in ("gemma3", "glm4", "phi4-mini", "seed-oss", "granite"):
+        (tmp_path / "config.json").write_text(json.dumps(CONFIGS[family]().to_dict()))
+        architectures.append(read_architecture(tmp_path))
+    choice = LayoutChoice(tensor=2, pipeline=2)
+    counted = run_ranks(_parameters_of_families, 1, architectures, choice)[0]
+    for architecture, of_ranks in zip(architectures, counted, strict=True):
+        planned = [stage_parameters(architecture, choice, rank // 2).base for rank in range(4)]
+        assert of_ranks == planned, architecture.family
+
+
+def test_published_models_have_the_sizes_of_their_cards(tmp_path: Path) -> None:
+    checked = 0
+    for path in sorted(PUBLISHED.glob("*.json")):
+        for name, entry in json.loads(path.read_text()).items():
+            if "parameters" in entry:
+                (tmp_path / "config.json").write_text(json.dumps(entry["config"]))
+                assert model_parameters(read_architecture(tmp_path)) == entry["parameters"], name
+                checked += 1
+    assert checked > 20
 
 
 def test_whole_models_have_their_published_sizes() -> None:
