@@ -85,8 +85,10 @@ def _setting(config: Config, arguments: argparse.Namespace) -> tuple[Setting, st
 
 
 def _workload(config: Config, model: Path, pair: str | None) -> tuple[Workload, str]:
+    from megatron_dpop.data.rows import Location, is_here
+
     tokenizer = Path(config.model.tokenizer) if config.model.tokenizer else model
-    is_readable = all(Path(source.path).exists() for source in config.data.train) and any(
+    is_readable = all(is_here(Location(source.path)) for source in config.data.train) and any(
         (tokenizer / name).is_file() for name in TOKENIZER_FILES
     )
     if pair is None and is_readable:

@@ -75,14 +75,26 @@ def find_rows(location: Location) -> Rows:
         return _Folder(path, location).rows()
     if path.is_file():
         return _only_files([path], location)
-    if _PATTERN.search(location.path):
-        found = sorted(entry for name in glob.glob(str(path), recursive=True) if (entry := Path(name)).is_file())
-        if not found:
-            raise UserError(f"{location.path}: no file matches this pattern")
+    if found := _matching(path):
         return _only_files(found, location)
+    if _PATTERN.search(location.path):
+        raise UserError(f"{location.path}: no file matches this pattern")
     if file_type(path) or _is_no_hub_name(location.path):
         raise UserError(f"{location.path}: no such file")
     return _hub_rows(location)
+
+
+def is_here(location: Location) -> bool:
+    """Whether the rows are on this machine, or at least files that say they are."""
+    path = Path(location.path).expanduser()
+    return path.exists() or bool(_matching(path))
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The files that a pattern names, in the order of their names."""
+    if not _PATTERN.search(str(pattern)):
+        return []
+    return sorted(path for name in glob.glob(str(pattern), recursive=True) if (path := Path(name)).is_file())
 
 
 def sample(rows: Rows) -> list[Row]:

@@ -56,8 +56,10 @@ def _side(fields: Fields, role: str, notes: Notes) -> str | tuple[Message, ...]:
     side = said(value, name)
     if not isinstance(side, str):
         return side
+    if notes.plain:
+        return side
     side = without_nemo_end(side)
-    if not notes.plain and is_transcript(side):
+    if is_transcript(side):
         messages = whole_transcript(side)
         if messages is None:
             raise BadRowError(f"`{name}` is a transcript that does not end with an answer")

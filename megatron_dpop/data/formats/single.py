@@ -36,9 +36,9 @@ def demonstration(fields: Fields, notes: Notes) -> list[Record]:
 def _question_and_answer(fields: Fields, notes: Notes, role: str) -> tuple[Asked, str | tuple[Message, ...]]:
     name = fields.name(role)
     value = said(fields.need(role), name)
-    if isinstance(value, str):
+    if isinstance(value, str) and not notes.plain:
         value = without_nemo_end(value)
-        if not notes.plain and is_transcript(value):
+        if is_transcript(value):
             value = whole_transcript(value) or value
     if not isinstance(value, str) and value[0]["role"] in _BEFORE_AN_ANSWER:
         last = next((index for index in range(len(value) - 1, -1, -1) if value[index]["role"] == "assistant"), 0)
