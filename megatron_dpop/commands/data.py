@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from checkpoint_convert.errors import UserError
+from megatron_dpop.commands import data_files
+from megatron_dpop.commands.source_options import add_source, add_tokenizer, source_of, tokenizer_of
 from megatron_dpop.data.inspection.render import print_report, warnings
 from megatron_dpop.data.inspection.report import inspect_file
 from megatron_dpop.data.kinds import KINDS
@@ -15,7 +17,6 @@ from megatron_dpop.data.makers.gsm_symbolic import make_gsm_symbolic
 from megatron_dpop.data.makers.make import make_pairs
 from megatron_dpop.data.makers.pairs_file import datasheet_lines
 from megatron_dpop.data.rows import Location
-from megatron_dpop.data.tokenizer import load_tokenizer
 
 Subparsers = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _MAKERS: dict[str, dict[str, Any]] = {
@@ -43,10 +44,10 @@ def register(subparsers: Subparsers) -> None:  # type: ignore[valid-type]
     """Adds `data` and its sub-commands; the parsed arguments' `run(args)` works and returns the exit code."""
     data = subparsers.add_parser(  # type: ignore[attr-defined]
         "data",
-        help="make preference pairs, or look into a file of them",
+        help="make preference pairs; look into a file of them, split it, filter it",
         epilog="example: megatron-dpop data inspect pairs.parquet",
     )
-    verbs = data.add_subparsers(required=True, metavar="{make,inspect}")
+    verbs = data.add_subparsers(required=True, metavar="{make,inspect,split,filter}")
     make = verbs.add_parser(
         "make",
         help="make preference pairs from a source dataset",
@@ -57,6 +58,7 @@ def register(subparsers: Subparsers) -> None:  # type: ignore[valid-type]
     for name, facts in _MAKERS.items():
         _register_maker(makers, name, facts)
     _register_inspect(verbs)
+    data_files.register(verbs)
 
 
 def _register_gsm_symbolic(makers: Any) -> None:
@@ -118,19 +120,8 @@ def _register_inspect(verbs: Any) -> None:
         epilog="example: megatron-dpop data inspect pairs/train.parquet --tokenizer MODEL_FOLDER "
         "--max-tokens 2048 --other pairs/validation.parquet",
     )
-    parser.add_argument("file", help="parquet, JSON Lines, JSON, CSV, TSV or Arrow; a pattern, folder or hub dataset")
-    parser.add_argument("--split", help="of a folder or hub dataset that has several")
-    parser.add_argument("--subset", help="of a folder or hub dataset that has several configurations")
-    parser.add_argument("--revision", help="of a hub dataset: branch, tag or commit")
-    parser.add_argument(
-        "--columns",
-        type=_columns,
-        default={},
-        metavar="ROLE:COLUMN,...",
-        help="which column is what, where names do not tell: prompt:question,chosen:good,rejected:bad",
-    )
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="counts tokens and shows what is scored")
-    parser.add_argument("--chat-template", help="a template file, or `none` for plain text")
+    add_source(parser)
+    add_tokenizer(parser, "counts tokens and shows what is scored")
     parser.add_argument("--max-tokens", type=int, help="counts what would be too long")
     parser.add_argument("--other", metavar="FILE", help="the other split: prompts in both are counted")
     parser.add_argument("--other-split", metavar="SPLIT", help="the other split of the same folder or hub dataset")
@@ -140,26 +131,15 @@ def _register_inspect(verbs: Any) -> None:
     parser.set_defaults(run=_run_inspect)
 
 
-def _columns(text: str) -> dict[str, str]:
-    """`prompt:question,chosen:good` as a mapping of roles to columns; YAML's braces and spaces may be there."""
-    found = {}
-    for part in text.strip().strip("{}").split(","):
-        role, colon, column = part.partition(":")
-        if not colon or not role.strip() or not column.strip():
-            raise argparse.ArgumentTypeError(f"{part.strip()!r} is no role:column, such as prompt:question")
-        found[role.strip()] = column.strip()
-    return found
-
-
 def _run_inspect(args: argparse.Namespace) -> int:
     if args.max_tokens is not None and args.tokenizer is None:
         raise UserError("data inspect: --max-tokens needs --tokenizer, which counts them")
-    tokenizer = load_tokenizer(args.tokenizer, args.chat_template) if args.tokenizer else None
+    tokenizer = tokenizer_of(args)
     other = Location(args.other) if args.other else None
     if args.other_split:
         other = Location(args.other or args.file, args.other_split, args.subset, args.revision)
     report = inspect_file(
-        Location(args.file, args.split, args.subset, args.revision),
+        source_of(args),
         columns=args.columns,
         tokenizer=tokenizer,
         max_tokens=args.max_tokens,

@@ -1,6 +1,7 @@
 """Every command's help shows an example that the command takes, and every command is in the documents."""
 
 import argparse
+import shlex
 
 import pytest
 from reference_pages.commands_page import examples, parsers
@@ -18,7 +19,7 @@ def test_help_shows_an_example_that_parses(prog: str) -> None:
     shown = examples(PARSERS[prog])
     assert shown, f"{prog} --help has no example"
     for line in shown:
-        program, *words = line.split()
+        program, *words = shlex.split(line)
         assert line.startswith(prog)
         parsed, rest = ROOTS[program]().parse_known_args(words)
         assert not rest or parsed.takes_overrides, rest

@@ -11,10 +11,12 @@ from ..reading import unused_lines
 from ..records import BadRowError, Record, readable
 from ..tokenise import common_prefix_tokens, tokenise
 from ..tokenizer import TextTokenizer
+from .balance import MOST_BY_LENGTH
 from .report import LOW_EDIT_DISTANCE, Report
 
 _LONGEST_SHOWN_CHARACTERS = 4000
 _SCORED = {True: ("black on green", "black on bright_green"), False: ("white on red", "white on bright_red")}
+FEWEST_PAIRS = 20  # of unequal lengths, before their share says anything
 _SHARED = ("black on cyan", "black on bright_cyan")
 
 
@@ -40,6 +42,11 @@ def warnings(report: Report) -> list[str]:
     for problem, count in report.bad_rows.items():
         places = ", ".join(report.bad_row_places[problem])
         found.append(f"{count} rows cannot be trained on ({places}{', ...' if count > 3 else ''}): {problem}")
+    if report.contradictory:
+        found.append(f"{report.contradictory} pairs contradict another one, which prefers the other answer")
+    found += _length_warning(report)
+    if report.dropped_share:
+        found.append(f"the chat template leaves out {report.dropped_share:.1%} of the answers' text (mean of examples)")
     if report.prompts_in_other:
         found.append(f"{report.prompts_in_other} prompts are also in {report.other}")
     if report.over_max_tokens:
@@ -47,6 +54,18 @@ def warnings(report: Report) -> list[str]:
     if report.duplicates:
         found.append(f"{report.duplicates} examples repeat an earlier one")
     return found + [f"{count} examples: {event}" for event, count in report.events.items()]
+
+
+def _length_warning(report: Report) -> list[str]:
+    bias = report.length_bias
+    if not bias or bias["accuracy"] < MOST_BY_LENGTH or bias["chosen_longer"] + bias["chosen_shorter"] < FEWEST_PAIRS:
+        return []
+    side = "longer" if bias["chosen_longer"] > bias["chosen_shorter"] else "shorter"
+    return [
+        f"length alone tells the chosen answer in {bias['accuracy']:.0%} of the pairs of unequal lengths (it is the "
+        f"{side} one): a model may learn to write {side} answers and no more; balance the pairs (data filter), or "
+        "choose a loss that divides by length"
+    ]
 
 
 def _summary(report: Report) -> Table:
@@ -66,6 +85,16 @@ def _summary(report: Report) -> Table:
             f"mean {distance['mean']:.1%}, median {distance['p50']:.1%}, 95% {distance['p95']:.1%}; "
             f"{distance['share_under_0.1']:.1%} of pairs under {LOW_EDIT_DISTANCE:.0%}"
         )
+    hammings = ((report.hamming, "characters"), (report.token_hamming, "tokens"))
+    if report.hamming:
+        rows["Hamming distance"] = ", ".join(f"mean {h['mean']:.1%} in {unit}" for h, unit in hammings if h)
+    if report.length_bias:
+        bias = report.length_bias
+        rows["longer answer"] = (
+            f"chosen in {bias['chosen_longer']} pairs, rejected in {bias['chosen_shorter']}, equal in {bias['equal']}; "
+            f"length alone tells {bias['accuracy']:.1%} of the unequal (area under the curve {bias['auc']:.2f})"
+        )
+        rows["contradictory"] = f"{report.contradictory} pairs"
     if report.shared_prefix_share is not None:
         rows["shared prefix"] = f"{report.shared_prefix_share:.1%} of the completions' {report.unit}"
     if report.prompts_in_other is not None:

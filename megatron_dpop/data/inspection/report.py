@@ -13,7 +13,6 @@ import numpy as np
 from checkpoint_convert.errors import UserError
 
 from ..build import fault_of
-from ..edit_distance import normalised_edit_distance
 from ..formats import Format, Notes
 from ..kinds import Kind, as_kind, can_be, rule_text
 from ..progress import track
@@ -22,8 +21,11 @@ from ..records import BadRowError, Prompt, Record, located, readable, text_of_co
 from ..rows import Location
 from ..tokenise import Tokenised, common_prefix_tokens, tokenise
 from ..tokenizer import TextTokenizer
+from .balance import Directions, length_bias
+from .numbers import common_characters, is_pair, numbers_of
 
 LOW_EDIT_DISTANCE = 0.1
+SUMMED = ("edit_distance", "hamming", "token_hamming", "dropped_share")
 _BATCH = 512
 _EXAMPLES_SHOWN = 3
 
@@ -40,6 +42,11 @@ class Report:
     unit: str
     lengths: dict[str, dict[str, int]]  # part of the example -> percentiles
     edit_distance: dict[str, float]  # of pairs, in characters
+    hamming: dict[str, float]  # of pairs, in characters
+    token_hamming: dict[str, float]  # of pairs, where a tokenizer was given
+    length_bias: dict[str, float]  # of pairs, in `unit`: pairs by which answer is longer, and how well that tells
+    contradictory: int  # pairs of which another one prefers the other answer
+    dropped_share: float  # of the answers' characters, mean over examples: what the chat template leaves out
     shared_prefix_share: float | None  # of the completions' units, those that all completions begin with
     duplicates: int  # examples that occurred before, prompt and completions
     repeated_prompts: int  # prompts beyond the first of each
@@ -62,7 +69,8 @@ class _Tally:
     def __init__(self) -> None:
         self.rows = self.duplicates = self.over = 0
         self.lengths: dict[str, list[int]] = {"prompt": [], "chosen": [], "rejected": [], "completion": [], "whole": []}
-        self.distances: list[float] = []
+        self.numbers: dict[str, list[float]] = {name: [] for name in SUMMED}
+        self.directions = Directions()
         self.shared = self.completion_units = 0
         self.seen: set[bytes] = set()
         self.prompts: Counter[bytes] = Counter()
@@ -119,8 +127,13 @@ def inspect_file(
         examples=examples,
         unit="tokens" if tokenizer else "characters",
         lengths={name: _percentiles(values) for name, values in tally.lengths.items() if values},
-        edit_distance=_distances(tally.distances),
-        shared_prefix_share=tally.shared / tally.completion_units if tally.distances else None,
+        edit_distance=_distances(tally.numbers["edit_distance"]),
+        hamming=_distances(tally.numbers["hamming"]),
+        token_hamming=_distances(tally.numbers["token_hamming"]),
+        length_bias=length_bias(tally.lengths["chosen"], tally.lengths["rejected"]),
+        contradictory=tally.directions.contradictory(),
+        dropped_share=round(sum(tally.numbers["dropped_share"]) / max(1, examples), 5),
+        shared_prefix_share=tally.shared / tally.completion_units if tally.completion_units else None,
         duplicates=tally.duplicates,
         repeated_prompts=sum(tally.prompts.values()) - len(tally.prompts),
         bad_rows=dict(tally.bad.most_common()),
@@ -199,21 +212,22 @@ def _count(tally: _Tally, record: Record, tokens: Tokenised | None, max_tokens: 
         tally.events.update(tokens.events)
     else:
         prompt, completions = len(readable(record.prompt)), [len(text) for text in texts]
-        shared = _common_characters(texts)
+        shared = common_characters(texts)
     whole = prompt + max(completions)
     tally.over += max_tokens is not None and whole > max_tokens
     tally.lengths["prompt"].append(prompt)
     tally.lengths["whole"].append(whole)
-    is_pair = record.preferred == (True, False)
-    names = ("chosen", "rejected") if is_pair else ("completion",) * len(completions)
+    names = ("chosen", "rejected") if is_pair(record) else ("completion",) * len(completions)
     for name, length in zip(names, completions, strict=True):
         tally.lengths[name].append(length)
     if len(completions) > 1:
         tally.shared += shared * len(completions)
         tally.completion_units += sum(completions)
-    if is_pair:
-        tally.distances.append(normalised_edit_distance(*texts))
+    for name, value in numbers_of(record, tokens, SUMMED).items():
+        if name in tally.numbers:
+            tally.numbers[name].append(value)
     prompt_key = prompt_hash(record.prompt)
+    tally.directions.add(record, prompt_key)
     tally.prompts[prompt_key] += 1
     key = hashlib.sha256(prompt_key + "\0".join(texts).encode()).digest()[:16]
     tally.duplicates += key in tally.seen
@@ -231,13 +245,6 @@ def prompt_hash(prompt: Prompt) -> bytes:
     if not isinstance(prompt, str) and len(prompt) == 1:
         prompt = text_of_content(prompt[0]["content"])
     return hashlib.sha256(readable(prompt).strip().encode()).digest()[:16]
-
-
-def _common_characters(texts: Sequence[str]) -> int:
-    if len(texts) < 2:
-        return 0
-    shortest, longest = min(texts), max(texts)
-    return next((i for i, (a, b) in enumerate(zip(shortest, longest, strict=False)) if a != b), len(shortest))
 
 
 def _percentiles(values: list[int]) -> dict[str, int]:
