@@ -1,9 +1,11 @@
 """Files that are either whole or absent: temporary name, fsync, rename."""
 
+import ctypes
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ def is_file_name(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name and len(name) <= 255
+
+
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 @contextmanager
@@ -56,6 +61,18 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def begin_writeback(descriptor: int, offset: int, num_bytes: int) -> None:
+    """Has the kernel begin to write these bytes of a file to the disk, without waiting. It is no promise: fsync is."""
+    if function := _sync_file_range():
+        function(descriptor, ctypes.c_int64(offset), ctypes.c_int64(num_bytes), _SYNC_FILE_RANGE_WRITE)
+
+
+@cache
+def _sync_file_range() -> Any:
+    """Linux's system call, which Python has no name for; None elsewhere."""
+    return getattr(ctypes.CDLL(None), "sync_file_range", None)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,6 +1,6 @@
 """From a Hugging Face folder to a Megatron `torch_dist` checkpoint, without building the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -134,8 +134,8 @@ def _dtype_per_key(recipes: list[TensorRecipe], tensors: dict[str, TensorInfo], 
     return {key: common_dtype(names, tensors, dtype) for key, names in sources.items()}
 
 
-def _write_piece(stream: BinaryIO, piece: Piece, data: memoryview) -> int:
-    return write_tensor_archive(stream, stacked_shape(piece.tensor, piece.shape), piece.dtype, data)
+def _write_piece(stream: BinaryIO, piece: Piece, parts: Iterable[memoryview]) -> int:
+    return write_tensor_archive(stream, stacked_shape(piece.tensor, piece.shape), piece.dtype, parts)
 
 
 def _finish(

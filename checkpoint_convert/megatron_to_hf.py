@@ -1,6 +1,7 @@
 """From a Megatron `torch_dist` checkpoint to a Hugging Face folder that `transformers` and vLLM load."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -171,9 +172,12 @@ def _tensors_of(file: OutputFile) -> list[tuple[str, tuple[int, ...], str]]:
     return [(name, (rows[name], *piece.shape[1:]), piece.dtype) for name, piece in last.items()]
 
 
-def write_piece(stream: BinaryIO, piece: Piece, data: memoryview) -> int:
-    stream.write(data)
-    return crc32(data)
+def write_piece(stream: BinaryIO, piece: Piece, parts: Iterable[memoryview]) -> int:
+    value = 0
+    for part in parts:
+        stream.write(part)
+        value = crc32(part, value)
+    return value
 
 
 def _finish(description: ModelDescription, target: Path, files: list[OutputFile]) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from checkpoint_convert.architectures.read import read_architecture, read_config_dtype
-from checkpoint_convert.conversion.plan import PIECE_BYTES, OutputFile
+from checkpoint_convert.conversion.plan import OutputFile
+from checkpoint_convert.conversion.run import PART_BYTES
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import plan_megatron
 from checkpoint_convert.megatron_to_hf import plan_huggingface
@@ -36,7 +37,7 @@ def describe(source: Path, to: Literal["megatron", "huggingface"], dtype: str | 
             f"reads {len(read)} tensors, {sum(info.num_bytes for info in tensors.values()):,} bytes",
             f"writes {len(written)} tensors, {sum(file.num_bytes for file in files):,} bytes, in {len(files)} files:",
             *(f"  {_line(file)}" for file in files),
-            f"each worker holds at most {PIECE_BYTES >> 20} MiB (twice that where the dtype changes)",
+            f"each worker holds {PART_BYTES >> 10} KiB of tensors (twice that where the dtype changes)",
         ]
     )
 

@@ -9,7 +9,7 @@ from checkpoint_convert.rules.rule import TensorRecipe
 from checkpoint_convert.rules.segments import Segment, slice_segments
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 
-# A worker holds one piece in memory (and, when the dtype changes, one source range as large): this bounds both.
+# What is stored, checked and read again as one: a chunk of a torch_dist checkpoint, a checksum of a manifest.
 PIECE_BYTES = 64 << 20
 
 

@@ -7,16 +7,6 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
 LINE_EVERY_SECONDS = 15.0
 
 
@@ -30,8 +20,17 @@ def byte_progress(what: str, total_bytes: int, *, done_bytes: int = 0, show: boo
     if not show:
         yield lambda num_bytes: None
         return
-    console = Console(file=sys.stderr)
-    if console.is_terminal:
+    if sys.stderr.isatty():  # only then: importing rich takes longer than converting a small model
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -39,7 +38,7 @@ def byte_progress(what: str, total_bytes: int, *, done_bytes: int = 0, show: boo
             TransferSpeedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=console) as bar:
+        with Progress(*columns, console=Console(file=sys.stderr)) as bar:
             task = bar.add_task(what, total=total_bytes, completed=done_bytes)
             yield lambda num_bytes: bar.advance(task, num_bytes)
         return

@@ -1,8 +1,8 @@
-"""Carries a plan out: several files at once, one piece in memory per worker, each file whole or absent."""
+"""Carries a plan out: several files at once, a part of a piece in memory per worker, each file whole or absent."""
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Event, local
@@ -13,14 +13,19 @@ from checkpoint_convert.conversion.journal import Journal, WrittenFile, WrittenP
 from checkpoint_convert.conversion.plan import OutputFile, Piece
 from checkpoint_convert.conversion.progress import Report
 from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import sync
+from checkpoint_convert.files import begin_writeback, sync
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.source import FileState, Source, check_unchanged
 
 # What begins a file, and how a piece is put into it; these return the CRC-32 of what was begun with (None: of nothing),
 # and of the piece's elements.
 Begin = Callable[[BinaryIO, OutputFile], int | None]
-WritePiece = Callable[[BinaryIO, Piece, memoryview], int]
+WritePiece = Callable[[BinaryIO, Piece, Iterable[memoryview]], int]
+
+# What a worker reads, converts, sums and writes at once: it stays in a core's cache from the reading to the writing.
+PART_BYTES = 512 << 10
+# A worker tells the disk to begin with what it has written, so that little is left to wait for at a file's end.
+WRITEBACK_BYTES = 16 << 20
 
 
 def default_workers() -> int:
@@ -95,9 +100,8 @@ class Executor:
     def _write_one(self, stream: BinaryIO, piece: Piece) -> WrittenPiece:
         if self._stop.is_set():
             raise _StoppedError
-        data = self._assembler.make(piece)
         offset = stream.tell()
-        crc32 = self._write_piece(stream, piece, data)
+        crc32 = self._write_piece(stream, piece, self._assembler.parts(piece))
         self._report(piece.num_bytes)
         return WrittenPiece(offset, stream.tell() - offset, crc32)
 
@@ -109,23 +113,36 @@ class _Assembler:
         self._source = source
         self._memory = local()
 
-    def make(self, piece: Piece) -> memoryview:
-        """The piece's elements, in a buffer of this thread that its next piece overwrites."""
-        out = self._buffer("piece", piece.num_bytes)
-        position = 0
+    def parts(self, piece: Piece) -> Iterator[memoryview]:
+        """The piece's elements, in order, each part in a buffer of this thread that the next one overwrites."""
+        left = piece.num_bytes
+        out, filled = self._buffer("part", PART_BYTES), 0
         for segment in piece.segments:
             info = self._source.tensors[segment.source]
-            elements = segment.rows * info.row_bytes // ITEM_BYTES[info.dtype]
-            part = out[position : position + elements * ITEM_BYTES[piece.dtype]]
-            if info.dtype == piece.dtype:
-                self._source.read_rows(segment.source, segment.start, segment.rows, part)
-            else:
-                raw = self._buffer("raw", segment.rows * info.row_bytes)
-                self._source.read_rows(segment.source, segment.start, segment.rows, raw)
-                _convert(raw, info.dtype, part, piece.dtype, segment.source)
-            position += len(part)
-        assert position == piece.num_bytes, piece
-        return out
+            row_bytes = info.row_bytes // ITEM_BYTES[info.dtype] * ITEM_BYTES[piece.dtype]
+            done = 0
+            while done < segment.rows:
+                if filled and filled + row_bytes > len(out):
+                    yield out[:filled]
+                    left, filled = left - filled, 0
+                if row_bytes > len(out):
+                    out = self._buffer("part", row_bytes)
+                rows = min(segment.rows - done, max(1, (len(out) - filled) // max(1, row_bytes)))
+                part = out[filled : filled + rows * row_bytes]
+                self._read(segment.source, segment.start + done, rows, part, piece.dtype)
+                done, filled = done + rows, filled + len(part)
+        if filled:
+            yield out[:filled]
+        assert left == filled, piece
+
+    def _read(self, name: str, first: int, rows: int, out: memoryview, dtype: str) -> None:
+        info = self._source.tensors[name]
+        if info.dtype == dtype:
+            self._source.read_rows(name, first, rows, out)
+            return
+        raw = self._buffer("raw", rows * info.row_bytes)
+        self._source.read_rows(name, first, rows, raw)
+        _convert(raw, info.dtype, out, dtype, name)
 
     def _buffer(self, name: str, num_bytes: int) -> memoryview:
         held = getattr(self._memory, name, None)
@@ -139,15 +156,24 @@ def checksums(source: Source, pieces: list[Piece], workers: int) -> dict[tuple[s
     """The CRC-32 of each piece's elements, by tensor and first row: what a conversion would write, without writing."""
     assembler = _Assembler(source)
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = pool.map(lambda piece: crc32(assembler.make(piece)), pieces)
+        found = pool.map(lambda piece: crc32_of(assembler.parts(piece)), pieces)
         return {(piece.tensor, piece.first_row): value for piece, value in zip(pieces, found, strict=True)}
 
 
+def crc32_of(parts: Iterable[memoryview]) -> int:
+    value = 0
+    for part in parts:
+        value = crc32(part, value)
+    return value
+
+
 class _Whole:
-    """An unbuffered stream whose `write` writes everything: the system call may stop short."""
+    """
+    An unbuffered stream whose `write` writes everything, where the system call may stop short, and has the disk begin.
+    """
 
     def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
+        self._raw, self._begun = raw, 0
         self.tell, self.seek, self.flush = raw.tell, raw.seek, raw.flush
 
     def write(self, data: bytes | memoryview) -> int:
@@ -155,6 +181,9 @@ class _Whole:
         done = 0
         while done < len(view):
             done += self._raw.write(view[done:])
+        if self._raw.tell() - self._begun >= WRITEBACK_BYTES:
+            begin_writeback(self._raw.fileno(), self._begun, self._raw.tell() - self._begun)
+            self._begun = self._raw.tell()
         return done
 
 

@@ -5,7 +5,7 @@ import math
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -15,6 +15,7 @@ from checkpoint_convert.tensors.pickle_check import check_pickle
 from checkpoint_convert.tensors.pickle_write import Call, Name, dumps
 from checkpoint_convert.tensors.pickles import StorageKey, StoredTensor, load_saved, row_major
 from checkpoint_convert.tensors.source import read_exactly
+from checkpoint_convert.tensors.stored_zip import StoredZip
 
 _LOCAL_HEADER_BYTES = 30
 MAX_PICKLE_BYTES = 32 << 20
@@ -143,18 +144,18 @@ class _Relative:
         self._stream.flush()
 
 
-def write_tensor_archive(stream: BinaryIO, shape: tuple[int, ...], dtype: str, data: memoryview) -> int:
+def write_tensor_archive(stream: BinaryIO, shape: tuple[int, ...], dtype: str, parts: Iterable[memoryview]) -> int:
     """
-    Writes what `torch.save(tensor, stream)` would, from the tensor's bytes as they are: no copy of them is made.
-    Returns the CRC-32 of `data`, which the archive needs anyway.
+    Writes what `torch.save(tensor, stream)` would, from the tensor's bytes as they come. Returns their CRC-32, which
+    the archive needs anyway.
     """
-    elements = zipfile.ZipInfo("archive/data/0")
-    with _new_archive(stream) as archive:
-        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), dumps(tensor_call(shape, dtype)))
-        archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
-        archive.writestr(elements, data)
-        archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
-    return elements.CRC
+    archive = StoredZip(stream)
+    archive.add("archive/data.pkl", [dumps(tensor_call(shape, dtype))])
+    archive.add("archive/byteorder", [b"little"])
+    elements = archive.add("archive/data/0", parts)
+    archive.add("archive/version", [b"3\n"])
+    archive.finish()
+    return elements
 
 
 def write_object_archive(stream: BinaryIO, value: Any, storages: dict[str, bytes] | None = None) -> None:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-import numpy as np
-
 from checkpoint_convert.errors import UserError, printable
 from checkpoint_convert.files import is_file_name
 from checkpoint_convert.manifest import check_small_files
@@ -58,6 +56,7 @@ class TorchDistSource:
         self.tensors: dict[str, TensorInfo] = {}
         self._stored: dict[str, _Stored] = {}
         self._chunks: dict[str, list[_Chunk]] = {}
+        self._blocks_of: dict[_Stored, list[tuple[_Chunk, tuple[int, int, int, int, int]]]] = {}
         self._elements: dict[_Chunk, int] = {}  # byte offset of a chunk's first element
         self._descriptors: dict[str, int] = {}
         self._lock = Lock()
@@ -74,12 +73,8 @@ class TorchDistSource:
     def read_block(self, name: str, first: int, rows: int, first_column: int, columns: int, out: memoryview) -> None:
         """Fills `out` with rows `[first, first + rows)` and columns `[first_column, first_column + columns)`."""
         stored, width = self._stored[name], ITEM_BYTES[self.tensors[name].dtype]
-        target = np.frombuffer(out, np.uint8).reshape(rows, columns * width)
-        filled = 0
-        for chunk in self._chunks[stored.key]:
-            block = _block_of_layer(chunk, stored.layer)
-            if block is None:
-                continue
+        row_out, filled = columns * width, 0
+        for chunk, block in self._blocks(stored):
             skip_rows, row0, chunk_rows, column0, chunk_columns = block
             low, high = max(first, row0), min(first + rows, row0 + chunk_rows)
             left, right = max(first_column, column0), min(first_column + columns, column0 + chunk_columns)
@@ -87,16 +82,25 @@ class TorchDistSource:
                 continue
             row_bytes = chunk_columns * width
             offset = self._first_element(chunk, name) + (skip_rows + low - row0) * row_bytes
-            part = target[low - first : high - first, (left - first_column) * width : (right - first_column) * width]
-            if part.shape[1] == row_bytes == target.shape[1]:
-                self._read(chunk, offset, memoryview(part.reshape(-1)))
+            rows_out = out[(low - first) * row_out : (high - first) * row_out]
+            if row_out == row_bytes:
+                self._read(chunk, offset, rows_out)
             else:
-                whole = np.empty((high - low, row_bytes), np.uint8)
-                self._read(chunk, offset, memoryview(whole.reshape(-1)))
-                part[:] = whole[:, (left - column0) * width : (right - column0) * width]
-            filled += part.size
-        if filled != target.size:
+                whole = memoryview(bytearray((high - low) * row_bytes))
+                self._read(chunk, offset, whole)
+                taken = slice((left - column0) * width, (right - column0) * width)
+                _copy_columns(whole, row_bytes, taken, rows_out, row_out, (left - first_column) * width)
+            filled += (high - low) * (right - left) * width
+        if filled != len(out):
             raise UserError(f"{self.folder}: the chunks of {stored.key!r} do not make up the tensor; copy it again")
+
+    def _blocks(self, stored: _Stored) -> list[tuple[_Chunk, tuple[int, int, int, int, int]]]:
+        """The chunks that hold parts of a tensor, and of each which: looked for once among all of its key's."""
+        found = self._blocks_of.get(stored)
+        if found is None:
+            blocks = ((chunk, _block_of_layer(chunk, stored.layer)) for chunk in self._chunks[stored.key])
+            found = self._blocks_of[stored] = [(chunk, block) for chunk, block in blocks if block is not None]
+        return found
 
     def find_object(self, key: str) -> tuple[str, int, int] | None:
         """File, offset and length in bytes of an object that is stored among the tensors, or None."""
@@ -197,6 +201,16 @@ def _wrapper_prefix(folder: Path, metadata: Metadata) -> str:
     if len(found) > 1:
         raise UserError(f"{folder}: holds several models ({', '.join(sorted(found))}); save one of them by itself")
     return next(iter(found), "")
+
+
+def _copy_columns(
+    source: memoryview, source_row: int, taken: slice, target: memoryview, target_row: int, start: int
+) -> None:
+    """Bytes `taken` of each row of `source` to byte `start` on of each row of `target`."""
+    import numpy as np  # only for checkpoints that cut columns: importing it takes longer than reading a small model
+
+    rows = np.frombuffer(source, np.uint8).reshape(-1, source_row)[:, taken]
+    np.frombuffer(target, np.uint8).reshape(-1, target_row)[:, start : start + rows.shape[1]] = rows
 
 
 def _block_of_layer(chunk: _Chunk, layer: int | None) -> tuple[int, int, int, int, int] | None:

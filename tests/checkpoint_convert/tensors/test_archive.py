@@ -1,6 +1,8 @@
 """What is written without PyTorch, PyTorch reads; what PyTorch writes is read without it."""
 
 import io
+import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.tensors.archive import TorchArchive, write_tensor_archive
 from checkpoint_convert.tensors.pickles import StoredTensor, row_major
+from checkpoint_convert.tensors.stored_zip import StoredZip
 from checkpoint_convert.tensors.torch_dtypes import TORCH
 from tests.checkpoint_convert.models import save_small
 
@@ -22,10 +25,22 @@ def test_pytorch_reads_what_is_written(dtype: str, shape: list[int], before: int
     tensor = torch.randn(shape).to(TORCH[dtype])
     stream = io.BytesIO(bytes(before))
     stream.seek(before)
-    write_tensor_archive(stream, tuple(shape), dtype, memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    data = memoryview(tensor.flatten().view(torch.uint8).numpy())
+    assert write_tensor_archive(stream, tuple(shape), dtype, [data[:7], data[7:]]) == zlib.crc32(data)
     loaded = torch.load(io.BytesIO(stream.getvalue()[before:]), weights_only=True)
     assert loaded.dtype is tensor.dtype
     assert torch.equal(loaded, tensor)
+
+
+def test_a_stored_zip_is_what_zipfile_writes() -> None:
+    ours, theirs = io.BytesIO(), io.BytesIO()
+    archive = StoredZip(ours)
+    with zipfile.ZipFile(theirs, "w", zipfile.ZIP_STORED) as reference:
+        for name, data in (("a/data.pkl", b"pickle"), ("a/data/0", bytes(range(256)) * 9), ("a/empty", b"")):
+            reference.writestr(zipfile.ZipInfo(name), data)
+            archive.add(name, [data[:5], memoryview(data)[5:]])
+    archive.finish()
+    assert ours.getvalue() == theirs.getvalue()
 
 
 def test_what_pytorch_writes_is_read(tmp_path: Path) -> None:
