@@ -1,8 +1,14 @@
 """The one exception that means "the user can mend this", and what others say, in its words."""
 
+LONGEST = 1200  # characters of an error: what a file holds may be quoted in it
+
 
 class UserError(ValueError):
-    """Bad input: one line that names what is wrong, where, and the mend. Commands exit with code 2 on it."""
+    """Bad input: one line that names what is wrong, where, and the fix. Commands exit with code 2 on it."""
+
+    def __init__(self, message: str) -> None:
+        line = "".join(sign if sign.isprintable() else "?" for sign in message)
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 205]} ... {line[-200:]}")
 
 
 def first_line(error: Exception) -> str:

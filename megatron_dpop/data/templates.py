@@ -14,6 +14,7 @@ import jinja2.meta
 
 from checkpoint_convert.errors import UserError, first_line
 
+from .bounded import bound_operators, within_seconds
 from .records import BadRowError, Message
 
 PLAIN = "none"  # the chat template's name for "no template: prompt and completion are plain text"
@@ -114,6 +115,7 @@ def _compiled(text: str, origin: str) -> jinja2.Template:
     """Parsed as transformers does, which keeps it: the object is the one that it renders with."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
+    bound_operators()
     try:
         return _compile_jinja_template(text)
     except jinja2.TemplateSyntaxError as error:
@@ -155,16 +157,17 @@ class ChatTemplate:
             raise BadRowError(f"`chat_template_kwargs` has `{name}`, which is no argument of a template; leave it out")
         self._fix_surroundings()
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(messages),
-                    tools=None if tools is None else list(tools),
-                    chat_template=self.text,
-                    tokenize=False,
-                    add_generation_prompt=ask,
-                    **given,
+            with within_seconds():
+                return str(
+                    self._tokenizer.apply_chat_template(
+                        list(messages),
+                        tools=None if tools is None else list(tools),
+                        chat_template=self.text,
+                        tokenize=False,
+                        add_generation_prompt=ask,
+                        **given,
+                    )
                 )
-            )
         except Exception as error:  # a template is somebody's program: whatever it raises, it does not take this
             raise BadRowError(f"the chat template refuses this conversation: {first_line(error)}") from None
 

@@ -174,6 +174,15 @@ def load_tokenizer(folder: Path, form: PromptFormat | str | None = None) -> Text
     form = PromptFormat.of(form)
     model = sentencepiece_file(folder)
     tokenizer = SentencePieceModel(model) if model else _hugging_face(folder)
+    try:
+        return _with_templates(tokenizer, folder, form)
+    except UserError:
+        raise
+    except Exception as error:  # what its files say may be of any kind: transformers looks when it first tokenises
+        raise UserError(f"{folder}: its tokenizer cannot be used ({first_line(error)}); download it again") from None
+
+
+def _with_templates(tokenizer: Any, folder: Path, form: PromptFormat) -> TextTokenizer:
     if form.chat_template == PLAIN:
         return TextTokenizer(tokenizer, form, {}, str(folder))
     texts = chosen_templates(tokenizer, folder, form.chat_template)

@@ -5,7 +5,7 @@ from pathlib import Path
 import jinja2
 
 from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import write_text
+from checkpoint_convert.files import write_bytes
 
 HERE = Path(__file__).parent
 NAMED_COLOURS = 8  # that base.css defines
@@ -41,6 +41,6 @@ def write_page(output: Path, html: str) -> None:
     if output.is_dir():
         raise UserError(f"{output}: is a folder; give the name of the HTML file to write")
     try:
-        write_text(output, html)
+        write_bytes(output, html.encode("utf-8", "replace"))  # what runs wrote may hold halves of characters
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror}); choose another file") from None

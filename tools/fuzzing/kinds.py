@@ -210,10 +210,8 @@ class TorchDistFolders(Kind):
 def _changed_metadata(content: bytes, draw: Random) -> bytes:
     """A field of one of its objects replaced, or a small pickle that is slow or large to load in its place."""
     if draw.random() < 0.2:
-        deep: Any = ()
-        for _ in range(draw.choice((20, 60, 300))):
-            deep = (deep, deep)
-        return pickle.dumps(draw.choice((deep, {deep: 1}, [deep] * 3)), protocol=draw.choice((2, 4)))
+        doubled = b")" + b"2\x86" * draw.choice((20, 60, 300))  # a tuple, twice in the next, twice in the next ...
+        return b"\x80\x02" + draw.choice((doubled, b"}" + doubled + b"K\x01s", b"]" + doubled + b"a")) + b"."
     if draw.random() < 0.1:
         return b"\x80\x02]r" + draw.randbytes(4) + b"."
     metadata = pickle.loads(content)

@@ -7,7 +7,8 @@ from typing import Any
 
 WORDS = (
     *("", " ", "\0", "\ud800", "\N{RIGHT-TO-LEFT OVERRIDE}x", "../../etc/passwd", "/", "~", "none", "null", "{{"),
-    *("{% if", "a/b", "-1", "1e400", "2020-13-45", "!!python/object/apply:os.system [x]", "\x1b[31m", "x" * 5000, "fp8", "nan"),
+    *("{% if", "a/b", "-1", "1e400", "2020-13-45", "!!python/object/apply:os.system [x]", "\x1b[31m", "x" * 5000),
+    *("fp8", "nan", "release"),
 )  # fmt: skip
 NUMBERS = (0, -1, 1, 2, 3, 7, 64, 2**31, 2**63, 10**9, 10**15, 10**400, -(10**9), 0.5, -0.0, 1e-300, 1e308)
 LIMITS = (float("inf"), float("-inf"), float("nan"))
