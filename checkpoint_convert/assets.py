@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_convert.conversion.journal import JOURNAL
+from checkpoint_convert.errors import UserError
 from checkpoint_convert.files import write_bytes, write_json, write_text
 from checkpoint_convert.manifest import MANIFEST
 from checkpoint_convert.tensors.dtypes import TO_CONFIG
@@ -48,9 +49,25 @@ def copy_files(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
         own = path.name in (JOURNAL, MANIFEST, "config.json") or path.name.startswith(".")
         if path.is_file() and not own and not path.name.endswith(WEIGHT_SUFFIXES):
-            write_bytes(target / path.name, path.read_bytes())
+            write_bytes(target / path.name, read_asset(path, source))
     for path in sorted((source / CHAT_TEMPLATES).glob("*.jinja")):
-        write_bytes(target / CHAT_TEMPLATES / path.name, path.read_bytes())
+        write_bytes(target / CHAT_TEMPLATES / path.name, read_asset(path, source))
+
+
+def read_asset(path: Path, folder: Path) -> bytes:
+    """
+    A file of a model's folder. Raises UserError where it is a link out of that folder, whose target (somebody's
+    password, say) would be copied into what is made of the model. Links within it are followed, and those of the hub's
+    cache, whose snapshots link to the blobs beside them.
+    """
+    inside = folder.resolve()
+    roots = [inside, inside.parent.parent / "blobs"] if inside.parent.name == "snapshots" else [inside]
+    found = path.resolve()
+    if not any(found.is_relative_to(root) for root in roots):
+        raise UserError(
+            f"{path}: is a link to {found}, outside the model's folder; put the file itself there, or remove the link"
+        )
+    return path.read_bytes()
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -58,7 +75,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     if (source / "tokenizer_config.json").is_file():
         for pattern in TOKENIZER_FILES:
             for path in sorted(source.glob(pattern)):
-                write_bytes(target / path.relative_to(source), path.read_bytes())
+                write_bytes(target / path.relative_to(source), read_asset(path, source))
 
 
 def announcing(config: dict[str, Any], dtype: str) -> dict[str, Any]:

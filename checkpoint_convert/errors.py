@@ -7,8 +7,13 @@ class UserError(ValueError):
     """Bad input: one line that names what is wrong, where, and the fix. Commands exit with code 2 on it."""
 
     def __init__(self, message: str) -> None:
-        line = "".join(sign if sign.isprintable() else "?" for sign in message)
-        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 205]} ... {line[-200:]}")
+        super().__init__(one_line(message))
+
+
+def one_line(message: str) -> str:
+    """Without control characters, and cut in the middle where it is longer than anybody reads."""
+    line = "".join(sign if sign.isprintable() else "?" for sign in message)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 205]} ... {line[-200:]}"
 
 
 def first_line(error: Exception) -> str:

@@ -7,6 +7,9 @@ from typing import Any
 
 from checkpoint_convert.errors import UserError
 
+LARGEST_SIZE = 1 << 31  # of any dimension, or position
+MOST_LAYERS = 5_000  # merely listing the tensors of a billion would take for ever
+
 
 @dataclass(frozen=True)
 class Only:
@@ -36,8 +39,9 @@ class Fields:
 
     def integer(self, name: str) -> int:
         value = self.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.error(self._found(name), "it must be a positive whole number")
+        most = MOST_LAYERS if "layer" in name else LARGEST_SIZE
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise self.error(self._found(name), f"it must be a positive whole number, at most {most}")
         return value
 
     def integer_or_none(self, name: str) -> int | None:

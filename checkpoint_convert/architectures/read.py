@@ -7,8 +7,9 @@ from checkpoint_convert.architectures.architecture import Architecture
 from checkpoint_convert.architectures.families import FAMILIES, NOT_BUILT
 from checkpoint_convert.architectures.family import Family
 from checkpoint_convert.architectures.fields import Fields
-from checkpoint_convert.errors import UserError
+from checkpoint_convert.errors import UserError, first_line
 
+MOST_ELEMENTS = 10**14  # parameters
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # config.json's names and ours
 
 
@@ -25,9 +26,18 @@ def architecture_of(fields: Fields) -> Architecture:
     """As `read_architecture`, of fields that were read already."""
     architecture = _family(fields).read(fields)
     heads, groups = architecture.num_attention_heads, architecture.num_key_value_heads
+    _check_size(fields, architecture)
     if heads % groups:
         raise fields.error(f"{heads} heads do not divide into {groups} key/value heads", "one must divide the other")
     return architecture
+
+
+def _check_size(fields: Fields, a: Architecture) -> None:
+    """Refuses sizes of which merely listing the parts that a conversion writes would take for ever."""
+    attention = a.hidden_size * (a.num_attention_heads + a.num_key_value_heads) * a.head_dim
+    elements = a.num_layers * (attention + a.hidden_size * a.ffn_hidden_size) + a.vocab_size * a.hidden_size
+    if elements > MOST_ELEMENTS:
+        raise fields.error(f"its sizes make {elements:.1e} parameters", "no model has so many; check the sizes")
 
 
 def read_fields(folder: Path) -> Fields:
@@ -38,11 +48,13 @@ def read_fields(folder: Path) -> Fields:
     if not path.is_file():
         path = folder / "config.json"
     try:
+        if path.exists() and not path.is_file():  # a pipe, which would be waited for
+            raise FileNotFoundError
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder}: has no config.json; name a Hugging Face or a Megatron checkpoint folder") from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); download it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({first_line(error)}); download it again") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds {type(values).__name__}, not a JSON object; download it again")
     return Fields(path, values)

@@ -40,7 +40,7 @@ class BinFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise UserError(f"{path}: cannot be opened ({error.strerror}); download it again") from None
         try:

@@ -26,7 +26,7 @@ class SafetensorsFile:
     def __init__(self, path: Path, stretches: Iterable[Stretch] = ()) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise UserError(f"{path}: cannot be opened ({error.strerror}); download it again") from None
         self.tensors: dict[str, TensorInfo] = {}

@@ -189,7 +189,7 @@ class TorchDistSource:
         with self._lock:
             if file not in self._descriptors:
                 try:
-                    self._descriptors[file] = os.open(self.folder / file, os.O_RDONLY)
+                    self._descriptors[file] = os.open(self.folder / file, os.O_RDONLY | os.O_NONBLOCK)
                 except OSError as error:
                     message = f"{self.folder / file}: cannot be opened ({error.strerror}); copy the checkpoint again"
                     raise UserError(message) from None

@@ -7,6 +7,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from checkpoint_convert.errors import one_line
+
 FAILED = 1  # starting again may help
 BAD_INPUT = 2  # starting again cannot help until what the line names is fixed
 UNHEALTHY = 3  # the health monitor saw what `logging.stop_on` names, all saved: a person must look at it first
@@ -36,6 +38,7 @@ def report(kind: Literal["error", "unhealthy", "failed", "lost"], message: str) 
     """
     if tell_launcher(kind, message):
         return
+    message = one_line(message)
     path = os.environ.get(ERROR_FILE_VARIABLE)
     if path:
         details = {"message": message, "extraInfo": {"py_callstack": "", "timestamp": str(int(time.time()))}}

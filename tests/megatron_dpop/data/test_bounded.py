@@ -1,5 +1,6 @@
 """A template that never ends, or makes too much, is refused in bounded time and memory."""
 
+import itertools
 import time
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from megatron_dpop.data.records import BadRowError
 from megatron_dpop.data.tokenizer import load_tokenizer
 from tests.tiny import write_tokenizer
 
-LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}"
 LARGE = {
     "text": "{{ 'x' * 99999999999 }}",
     "list": "{{ ([1] * 99999999999) | length }}",
-    "number": "{{ 10 ** 10 ** 10 }}",
+    "number": "{{ 10 ** (10 ** 10) }}",
     "width": "{{ '%9999999999d' % 1 }}",
 }
 
@@ -23,8 +24,7 @@ LARGE = {
 def test_what_takes_too_long_is_stopped() -> None:
     began = time.process_time()
     with pytest.raises(TooSlowError), within_seconds(0.2):
-        while True:
-            pass
+        sum(1 for _ in itertools.count())
     assert time.process_time() - began < 2
     with within_seconds(0.05):
         pass
