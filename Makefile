@@ -7,12 +7,13 @@ RUN ?= runs/quickstart
 # Every process that a run starts would otherwise compile torch and Megatron-Core anew, for 7 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-slow check docs clean
+.PHONY: quickstart test test-slow fuzz check docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart   train a real 135M chat model with DPO and DPOP on this machine's CPU (MODEL=folder or hub name)"
 	@echo "make test         the default tests;  make test-slow: the end-to-end tests;  make check: linter, formatter, types"
+	@echo "make fuzz         damaged and hostile inputs through the commands, for two minutes"
 	@echo "make docs         the documentation as a site in site/"
 
 .uv/bin/uv:
@@ -49,6 +50,10 @@ test: .venv/.dev
 
 test-slow: .venv/.dev .venv/.docs .venv/.eval
 	.venv/bin/python -m pytest -q -m slow
+
+# Damaged and hostile inputs for two minutes, from a fresh seed that it prints.
+fuzz: .venv/.dev
+	.venv/bin/python tools/fuzz.py --seconds 120
 
 check: .venv/.dev
 	.venv/bin/ruff check .

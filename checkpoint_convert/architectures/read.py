@@ -24,7 +24,16 @@ def read_architecture(folder: Path) -> Architecture:
 
 def architecture_of(fields: Fields) -> Architecture:
     """As `read_architecture`, of fields that were read already."""
-    architecture = _family(fields).read(fields)
+    family = _family(fields)
+    try:
+        architecture = family.read(fields)
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        # A list where a word belongs, say: every field that a family reads may hold anything.
+        raise fields.error(
+            f"a field is of another kind than a {family.model_type} model's ({first_line(error)})", "download it again"
+        ) from None
     heads, groups = architecture.num_attention_heads, architecture.num_key_value_heads
     _check_size(fields, architecture)
     if heads % groups:

@@ -94,7 +94,7 @@ def _percent(fields: Fields, table: Table, partial: float | None) -> float:
 def _scaling(fields: Fields, table: Table) -> tuple[Scaling | None, int]:
     """The scaling, and the number of positions within which it is the same for every sequence."""
     positions = fields.integer("max_position_embeddings")
-    kinds = {table.pop(name) for name in ("rope_type", "type") if name in table}
+    kinds = {_kind(table.pop(name)) for name in ("rope_type", "type") if name in table}
     kind = kinds.pop() if len(kinds) == 1 else ("default" if not kinds else str(sorted(map(str, kinds))))
     if kind == "default":
         if table:
@@ -189,6 +189,10 @@ def _take(
         raise fields.error(f"rope scaling {kind!r} holds {wrong}", "they must be positive numbers")
     found = {name: float(table[name]) for name in names}
     return found | {name: float(table[name]) if name in table else value for name, value in defaults.items()}
+
+
+def _kind(value: Any) -> Any:
+    return value if isinstance(value, str | None) else repr(value)
 
 
 def _is_positive(value: object) -> bool:
