@@ -94,7 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
     verify.add_argument("first", metavar="A", type=Path)
     verify.add_argument("second", metavar="B", type=Path)
-    verify.add_argument("--logits", action="store_true", help="also run a prompt through both")
+    verify.add_argument("--logits", action="store_true", help="also run a prompt through both, and transformers")
+    verify.add_argument(
+        "--tokens", type=_positive, help="of that prompt (default: beyond the model's window and rope scaling)"
+    )
     verify.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
@@ -178,9 +181,15 @@ def _megatron_to_hf(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from checkpoint_convert.verify import verify
 
-    report = verify(options.first, options.second, logits=options.logits, progress=not options.quiet)
+    report = verify(
+        options.first,
+        options.second,
+        logits=options.logits,
+        num_tokens=options.tokens,
+        progress=not options.quiet,
+    )
     print(report.text())
-    return 0 if report.equal else 1
+    return 0 if report.good else 1
 
 
 def _positive(text: str) -> int:

@@ -16,16 +16,27 @@ from checkpoint_convert.frequencies import frequencies
 from checkpoint_convert.tensors.source import Source
 from checkpoint_convert.tensors.torch_dtypes import TORCH
 
-NUM_TOKENS = 32
+NUM_TOKENS = 32  # a prompt's, and those beyond what it must see
+MOST_TOKENS = 16384
 
 
-def prompt(a: Architecture, num_tokens: int = NUM_TOKENS) -> Tensor:
+def prompt(a: Architecture, num_tokens: int | None = None) -> Tensor:
     """int64 [tokens]: the same ids for every checkpoint of a vocabulary."""
-    return torch.randint(0, a.vocab_size, (num_tokens,), generator=torch.Generator().manual_seed(0))
+    length = min(MOST_TOKENS, needed_length(a)) if num_tokens is None else num_tokens
+    return torch.randint(0, a.vocab_size, (length,), generator=torch.Generator().manual_seed(0))
 
 
-def forward(source: Source, a: Architecture, tokens: Tensor, *, megatron: bool) -> Tensor:
-    """fp32 [tokens, vocab] logits of int64 [tokens], from a source with Megatron's names or with the family's."""
+def needed_length(a: Architecture) -> int:
+    """Tokens enough to go beyond the model's sliding window, and beyond the length before its rope scaling."""
+    beyond = max(a.sliding_window or 0, getattr(a.rope_scaling, "original_max_position_embeddings", 0))
+    return min(beyond + NUM_TOKENS, max(NUM_TOKENS, a.max_position_embeddings))
+
+
+def forward(source: Source, a: Architecture, tokens: Tensor, *, megatron: bool, keep: int | None = None) -> Tensor:
+    """
+    fp32 [tokens, vocab] logits of int64 [tokens], from a source with Megatron's names or with the family's; of the last
+    `keep` tokens alone where that is given.
+    """
     weights = _Weights(source)
     names = _MEGATRON if megatron else _NAMES.get(a.family, _LLAMA)
     rotations = {sliding: _cosines_and_sines(a, len(tokens), sliding=sliding) for sliding in (False, True)}
@@ -43,7 +54,7 @@ def forward(source: Source, a: Architecture, tokens: Tensor, *, megatron: bool) 
         x = _added(x, F.linear(mixed, read("output"), _bias(read, "output_bias", a.attention_output_bias)), read, 1, a)
         gate, up = _gate_up(read, _rms_norm(x, read("norm2"), a))
         x = _added(x, F.linear(_ACTIVATIONS[a.activation](gate) * up, read("down")), read, 2, a)
-    x = _rms_norm(x, weights(names["final_norm"]), a)
+    x = _rms_norm(x[-keep:] if keep else x, weights(names["final_norm"]), a)
     return F.linear(x, weights(names["embedding" if a.tied_embeddings else "head"])) / a.logits_divisor
 
 

@@ -1,7 +1,7 @@
 """Two checkpoints of any kind compared tensor by tensor, under their Hugging Face names."""
 
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from checkpoint_convert.conversion.progress import byte_progress
 from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import check_source
 from checkpoint_convert.locate import assets_folder, checkpoint_kind, iteration_folder
-from checkpoint_convert.logits import forward, prompt
+from checkpoint_convert.logits import NUM_TOKENS, forward, needed_length, prompt
 from checkpoint_convert.megatron_to_hf import open_megatron
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron
@@ -20,22 +20,28 @@ from checkpoint_convert.tensors.compare import Difference, difference
 from checkpoint_convert.tensors.huggingface import HuggingFaceSource
 from checkpoint_convert.tensors.renamed import Renamed
 from checkpoint_convert.tensors.source import Source, TensorInfo
+from checkpoint_convert.transformers_logits import Logits, transformers_logits
 
 SHOWN = 10
 
 
 @dataclass
 class Report:
-    """What `verify` found; `logits` is the largest difference of logits where they were asked for."""
+    """What `verify` found; of logits only where they were asked for."""
 
     num_tensors: int = 0
     different: dict[str, Difference] = field(default_factory=dict)
     dtypes: dict[str, tuple[str, str]] = field(default_factory=dict)  # where they differ
-    logits: float | None = None
+    logits: Logits | None = None
 
     @property
     def equal(self) -> bool:
         return not self.different and not self.dtypes
+
+    @property
+    def good(self) -> bool:
+        """Equal, and computing as transformers does where it was asked."""
+        return self.equal and (self.logits is None or self.logits.good)
 
     def text(self) -> str:
         lines = []
@@ -48,21 +54,24 @@ class Report:
             name, (one, two) = next(iter(self.dtypes.items()))
             lines.append(f"{len(self.dtypes)} tensors are stored in another dtype ({name}: {one} and {two})")
         if self.logits is not None:
-            lines.append(f"logits differ by at most {self.logits:.3g}")
+            lines += self.logits.lines()
         verdict = "equal to the bit" if self.equal else f"{len(self.different)} differ in value"
         return "\n".join([*lines, f"{self.num_tensors} tensors compared, {verdict}"])
 
 
-def verify(first: Path, second: Path, *, logits: bool = False, progress: bool = True) -> Report:
+def verify(
+    first: Path, second: Path, *, logits: bool = False, num_tokens: int | None = None, progress: bool = True
+) -> Report:
     """
-    Compares all tensors, in bounded memory. Raises UserError where one of the two is not a whole checkpoint or the
-    two do not have the same tensors.
+    Compares all tensors, in bounded memory, and if asked the logits of a prompt of `num_tokens` (None: enough to see
+    the model's window and rope scaling), with transformers' too. Raises UserError where one of the two is not a whole
+    checkpoint or the two do not have the same tensors.
     """
     with closing(open_checkpoint(Path(first))) as one, closing(open_checkpoint(Path(second))) as two:
         _check_same_names(first, one, second, two)
         report = _compare(one, two, progress=progress)
     if logits:
-        report.logits = float((logits_of(Path(first)) - logits_of(Path(second))).abs().max())
+        report.logits = compare_logits(Path(first), Path(second), num_tokens)
     return report
 
 
@@ -80,12 +89,25 @@ def _compare(one: Source, two: Source, *, progress: bool) -> Report:
     return report
 
 
-def logits_of(folder: Path, tokens: Tensor | None = None) -> Tensor:
-    """fp32 [tokens, vocab] logits of a checkpoint of either kind for int64 [tokens], or for a fixed prompt."""
+def logits_of(folder: Path, tokens: Tensor, *, keep: int | None = None) -> Tensor:
+    """fp32 [tokens, vocab] logits of a checkpoint of either kind for int64 [tokens], or of the last `keep` tokens."""
     source, a = open_native(folder)
     megatron = checkpoint_kind(folder) == "megatron"
     with closing(source):
-        return forward(source, a, prompt(a) if tokens is None else tokens, megatron=megatron)
+        return forward(source, a, tokens, megatron=megatron, keep=keep)
+
+
+def compare_logits(first: Path, second: Path, num_tokens: int | None) -> Logits:
+    a = read_architecture(assets_folder(first))
+    tokens = prompt(a, num_tokens)
+    one, two = (logits_of(folder, tokens, keep=NUM_TOKENS) for folder in (first, second))
+    found = Logits(len(tokens), needed_length(a), float((one - two).abs().max()))
+    for folder, ours in ((first, one), (second, two)):
+        if checkpoint_kind(folder) == "huggingface":
+            theirs, why_not = transformers_logits(folder, a, tokens, keep=NUM_TOKENS)
+            gap = None if theirs is None else float((ours - theirs).abs().max())
+            return replace(found, transformers=gap, why_not=why_not, scale=float(ours.abs().max()))
+    return replace(found, why_not="neither checkpoint is a Hugging Face folder")
 
 
 def open_checkpoint(folder: Path) -> Source:
