@@ -18,7 +18,7 @@ LARGEST_GAP = 1e-3  # of the largest logit: fp32 sums in another order differ by
 
 @dataclass(frozen=True)
 class Logits:
-    """Largest differences of logits of a prompt's last tokens; `transformers`: to the model that it loads of a folder."""
+    """Largest differences of logits of a prompt's last tokens; `transformers`: to the model that it loads."""
 
     num_tokens: int
     needed_tokens: int
