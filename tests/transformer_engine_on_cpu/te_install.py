@@ -6,11 +6,11 @@ import os
 import sys
 import textwrap
 import types
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import te_casts
-import te_kernels
+import te_extension
 import torch
 
 HOPPER = types.SimpleNamespace(
@@ -28,7 +28,7 @@ def install() -> None:
     _take_gloo()
     devices.on_gpu = lambda: True
     devices.prepare_device = lambda local_rank: cpu_backend.CPU
-    _replace_kernels()
+    _load_without_extension()
     _accept_tensors_of_the_cpu()
 
 
@@ -75,21 +75,19 @@ def _take_gloo() -> None:
     dist._coalescing_manager = dist.distributed_c10d._coalescing_manager = one_by_one
 
 
-def _replace_kernels() -> None:
-    """Each function of the extension that ours has a twin of, wherever it was imported to."""
+def _load_without_extension() -> None:
+    """Imports Transformer Engine with `te_extension` in place of its compiled parts, which need not be installed."""
+    os.environ["NVTE_PROJECT_BUILDING"] = "1"  # its word for: load no library
+    sys.modules[te_extension.NAME] = te_extension.extension()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that its PyTorch part cannot be imported yet
+        import transformer_engine.common
+    transformer_engine.common.load_framework_extension = lambda framework: None
     import transformer_engine.pytorch
-    import transformer_engine_torch
 
     te_distributed: Any = transformer_engine.pytorch.distributed
     te_distributed._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     te_distributed._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
-    twins = {**te_kernels.TWINS, **te_casts.TWINS}
-    replaced = {id(getattr(transformer_engine_torch, name)): twin for name, twin in twins.items()}
-    for name, module in list(sys.modules.items()):
-        if name.startswith("transformer_engine"):
-            for attribute, value in list(vars(module).items()):
-                if id(value) in replaced:
-                    setattr(module, attribute, replaced[id(value)])
 
 
 def _accept_tensors_of_the_cpu() -> None:
