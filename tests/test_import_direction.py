@@ -15,10 +15,12 @@ ALLOWED = {
     "megatron_dpop.data": BASE,
     "megatron_dpop.rows": BASE | {"megatron_dpop.data"},
     "megatron_dpop.plan": BASE | {"megatron_dpop.rows"},
-    "megatron_dpop.logprobs": BASE,
+    "megatron_dpop.kernels": set(),
+    "megatron_dpop.logprobs": BASE | {"megatron_dpop.kernels"},
     "megatron_dpop.losses": BASE,
     "megatron_dpop.runtime": BASE,
-    "megatron_dpop.models": BASE | {"megatron_dpop.rows", "megatron_dpop.logprobs", "megatron_dpop.runtime"},
+    "megatron_dpop.models": BASE
+    | {"megatron_dpop.rows", "megatron_dpop.kernels", "megatron_dpop.logprobs", "megatron_dpop.runtime"},
     "megatron_dpop.health": BASE,
     "megatron_dpop.pages": CONVERTER,
     "megatron_dpop.report": BASE | {"megatron_dpop.health", "megatron_dpop.pages"},
@@ -31,7 +33,13 @@ WITHOUT_TORCH = (
     "megatron_dpop.pages",
     "megatron_dpop.report",
 )
-WITHOUT_MEGATRON = ("megatron_dpop.data", "megatron_dpop.rows", "megatron_dpop.logprobs", "megatron_dpop.losses")
+WITHOUT_MEGATRON = (
+    "megatron_dpop.kernels",
+    "megatron_dpop.data",
+    "megatron_dpop.rows",
+    "megatron_dpop.logprobs",
+    "megatron_dpop.losses",
+)
 
 
 def _imports(package: str) -> set[tuple[str, str]]:

@@ -116,16 +116,19 @@ def _check_stages(layers: int, layout: ModelLayout) -> None:
         )
 
 
-def row_multiple(layout: ModelLayout) -> int:
-    """Rows end on a multiple of this many tokens: of 64 for the kernels, of 16 on every rank that shares them."""
+def row_multiple(layout: ModelLayout, *, fp8: bool) -> int:
+    """Rows end on a multiple of this many tokens: of 64 for the kernels, of 16 on every rank that shares them.
+
+    FP8's products take 128 tokens at once; blockwise scales have blocks of that length.
+    """
     if layout.overlap_tensor:  # each rank's share is sent in up to four pieces of 16
-        return 64 * layout.tensor * layout.context
-    return math.lcm(64, 16 * layout.tensor * layout.context)
+        return (128 if fp8 else 64) * layout.tensor * layout.context
+    return math.lcm(128 * layout.context if fp8 else 64, 16 * layout.tensor * layout.context)
 
 
-def check_row_tokens(row_tokens: int, layout: ModelLayout) -> None:
+def check_row_tokens(row_tokens: int, layout: ModelLayout, *, fp8: bool = False) -> None:
     """Raises UserError where a full row cannot be shared evenly by tensor- and context-parallel ranks."""
-    multiple = row_multiple(layout)
+    multiple = row_multiple(layout, fp8=fp8)
     shares = (layout.tensor if layout.sequence else 1) * (2 * layout.context if layout.context > 1 else 1)
     if row_tokens % (multiple if layout.overlap_tensor else shares):
         raise UserError(

@@ -43,9 +43,10 @@ def check_precision(config: Config, architecture: Architecture, layout: ModelLay
             f"precision.bf16_end_layers: {precision.bf16_end_layers} are more than the "
             f"{architecture.num_layers // layout.pipeline} layers of a pipeline stage; use fewer"
         )
-    if config.data.row_tokens % row_multiple(layout):
+    multiple = row_multiple(layout, fp8=True)
+    if config.data.row_tokens % multiple:
         raise UserError(
-            f"data.row_tokens: {config.data.row_tokens} is not a multiple of {row_multiple(layout)}, as FP8 products "
+            f"data.row_tokens: {config.data.row_tokens} is not a multiple of {multiple}, as FP8 products "
             "on this layout's ranks need; use one that is"
         )
     check_fp8_shape(architecture, layout)

@@ -174,6 +174,14 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, config=_SECTION)
+class KernelsConfig:
+    """What runs on GPUs; a run on the CPU takes none of these. `tools/gpu_check.py` compares them on a device."""
+
+    fused: bool = True  # Triton kernels for the gate, rotary embedding and logits, and weight gradients added in fp32
+    attention: Literal["flash", "cudnn"] = "flash"  # FlashAttention 2 of torch, or cuDNN through Transformer Engine
+
+
+@dataclass(frozen=True, config=_SECTION)
 class CheckpointConfig:
     every: Positive = 100  # steps
     keep: Positive = 3  # newest checkpoints that stay
@@ -251,6 +259,7 @@ class Config:
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -40,11 +40,14 @@ class Chunking:
 def default_chunking(device: torch.device) -> Chunking:
     """Tiles that fit a CPU core's caches; on a GPU, products large enough to keep it busy.
 
-    By calculation, the GPU's tile and the fp32 results of the backward products take about 160 MB of extra
-    memory at hidden size 8192.
+    By calculation, at hidden size 8192: from Hopper on, tiles of 4096 x 8192 and the fp32 sum of hidden's gradient take
+    about 340 MB; a product's sums are read and written half as often as with the 2048 x 2048 of older GPUs, which take
+    about 90 MB.
     """
     if device.type == "cpu":
         return Chunking(tokens=512, vocab=512, row_tile=64 if _sums_rows_alike() else 512)
+    if torch.cuda.get_device_capability(device) >= (9, 0):
+        return Chunking(tokens=4096, vocab=8192, row_tile=256)
     return Chunking(tokens=2048, vocab=2048, row_tile=256)
 
 

@@ -68,8 +68,8 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, in place; `total` has the accumulation dtype."""
+    """total += left @ right, in place, added by the product itself; `total` has the accumulation dtype."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:
-        total.add_(torch.mm(left, right, out_dtype=total.dtype))
+        torch.ops.aten.addmm.dtype_out(total, left, right, total.dtype, out=total)

@@ -36,6 +36,7 @@ def vocab_parallel_linear_logprobs(
     tp_group: dist.ProcessGroup | None,
     reduce_hidden_grad: bool = True,
     chunking: Chunking | None = None,
+    fused: bool = False,
 ) -> Tensor:
     """log softmax(hidden @ weight.T)[target] over the whole vocabulary: fp32 [S].
 
@@ -49,6 +50,7 @@ def vocab_parallel_linear_logprobs(
         tp_group=tp_group,
         reduce_hidden_grad=reduce_hidden_grad,
         chunking=chunking,
+        fused=fused,
     ).logprobs
 
 
@@ -62,6 +64,7 @@ def vocab_parallel_linear_scores(
     reduce_hidden_grad: bool = True,
     entropy: bool = False,
     chunking: Chunking | None = None,
+    fused: bool = False,
 ) -> ScoredTargets:
     """Log-probability, top-1 agreement and (on request) entropy at each target, in one pass.
 
@@ -78,6 +81,7 @@ def vocab_parallel_linear_scores(
             reduce-scatter.
         entropy: also compute the entropy of each distribution (nats).
         chunking: tile of logits alive at a time; the default depends on the device only.
+        fused: what is done to a tile beside its products is one Triton kernel each way. Not with entropy.
 
     Precision: products of bf16 operands are summed in fp32 and logits are never rounded to bf16; all in fp64
     for fp64 inputs. On CUDA, and on CPUs with matrix tiles (AMX), the gradient of bf16 logits is rounded to
@@ -108,6 +112,7 @@ def vocab_parallel_linear_scores(
         reduce_hidden_grad=reduce_hidden_grad,
         entropy=entropy,
         chunking=chunking or default_chunking(hidden.device),
+        fused=fused and not entropy,
     )
     logprobs, is_top1, entropies = _VocabParallelLinearScores.apply(hidden, weight, targets, options)
     return ScoredTargets(logprobs, is_top1, entropies if entropy else None)
@@ -120,6 +125,7 @@ class _Options:
     reduce_hidden_grad: bool
     entropy: bool
     chunking: Chunking
+    fused: bool
 
     @property
     def sharded(self) -> bool:
@@ -170,6 +176,8 @@ def _group(options: _Options, targets: Tensor) -> dist.ProcessGroup | None:
 
 def _local_statistics(hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options) -> Tensor:
     """Packed softmax statistics over this rank's vocabulary, [3 or 4, S]."""
+    if options.fused:
+        return _fused_statistics(hidden, weight, targets, options)
     dtype = accumulation_dtype(hidden.dtype)
     first, rows = options.local_vocab(weight)
     packed = torch.empty(4 if options.entropy else 3, len(targets), dtype=dtype, device=hidden.device)
@@ -182,6 +190,26 @@ def _local_statistics(hidden: Tensor, weight: Tensor, targets: Tensor, options: 
             statistics.add_block(logits, *_target_column(target_chunk, block))
         packed[:, chunk] = statistics.packed()[:, : chunk.stop - chunk.start]
     return packed
+
+
+def _fused_statistics(hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options) -> Tensor:
+    """`_local_statistics` with one product and one kernel a tile."""
+    from megatron_dpop.kernels.logits import take_in_logits
+
+    dtype = accumulation_dtype(hidden.dtype)
+    first, rows = options.local_vocab(weight)
+    chunks = list(options.chunking.token_chunks(len(targets)))
+    total = sum(padded for _, padded in chunks)
+    packed = torch.zeros(3, total, dtype=dtype, device=hidden.device)
+    packed[0].fill_(torch.finfo(dtype).min)
+    columns = _pad_rows(targets, total) - first
+    for chunk, padded in chunks:
+        hidden_chunk = operand(_pad_rows(hidden[chunk], padded))
+        place = slice(chunk.start, chunk.start + padded)  # only the last chunk is padded
+        for block in options.chunking.vocab_blocks(rows):
+            logits = product(hidden_chunk, operand(weight[block]).t())
+            take_in_logits(logits, columns[place], block.start, *packed[:, place].unbind())
+    return packed[:, : len(targets)]
 
 
 def _accumulate_gradients(
@@ -199,23 +227,40 @@ def _accumulate_gradients(
     for chunk, padded in options.chunking.token_chunks(len(targets)):
         hidden_chunk = operand(_pad_rows(hidden[chunk], padded))
         target_chunk = _pad_rows(targets[chunk], padded) - first
-        normalizer = _pad_rows(log_sum_exp[chunk], padded)[:, None]
+        normalizer = _pad_rows(log_sum_exp[chunk], padded)
         # Padded rows have no gradient, so they add nothing below.
-        grad = _pad_rows(grad_logprobs[chunk].to(log_sum_exp.dtype), padded)
+        grad = _pad_rows(grad_logprobs[chunk].to(log_sum_exp.dtype).contiguous(), padded)
         chunk_total = torch.zeros_like(hidden_chunk, dtype=log_sum_exp.dtype) if hidden_grad is not None else None
         for block in options.chunking.vocab_blocks(rows):
             weight_block = operand(weight[block])
-            # d logprob / d logit = onehot(target) - softmax
-            logits_grad = product(hidden_chunk, weight_block.t()).sub_(normalizer).exp_().mul_(-grad[:, None])
-            column, inside = _target_column(target_chunk, block)
-            logits_grad.scatter_add_(1, column[:, None], torch.where(inside, grad, 0)[:, None])
-            logits_grad = logits_grad.to(hidden_chunk.dtype)
+            logits = product(hidden_chunk, weight_block.t())
+            gradient = _fused_logits_gradient if options.fused else _logits_gradient
+            logits_grad = gradient(logits, target_chunk, block, normalizer, grad, hidden_chunk.dtype)
             if chunk_total is not None:
                 add_product_(chunk_total, logits_grad, weight_block)
             if weight_total is not None:
                 add_product_(weight_total[block], logits_grad.t(), hidden_chunk)
         if hidden_grad is not None and chunk_total is not None:
             hidden_grad[chunk] = chunk_total[: chunk.stop - chunk.start].to(hidden_grad.dtype)
+
+
+def _logits_gradient(
+    logits: Tensor, target: Tensor, block: slice, normalizer: Tensor, grad: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """d logprob / d logit = onehot(target) - softmax, times `grad` [rows]; overwrites the tile of logits."""
+    result = logits.sub_(normalizer[:, None]).exp_().mul_(-grad[:, None])
+    column, inside = _target_column(target, block)
+    result.scatter_add_(1, column[:, None], torch.where(inside, grad, 0)[:, None])
+    return result.to(dtype)
+
+
+def _fused_logits_gradient(
+    logits: Tensor, target: Tensor, block: slice, normalizer: Tensor, grad: Tensor, dtype: torch.dtype
+) -> Tensor:
+    from megatron_dpop.kernels.logits import logits_gradient
+
+    out = torch.empty(logits.shape, dtype=dtype, device=logits.device)
+    return logits_gradient(logits, target, block.start, normalizer, grad, out)
 
 
 def _target_column(local_target: Tensor, block: slice) -> tuple[Tensor, Tensor]:

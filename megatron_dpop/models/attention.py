@@ -17,9 +17,10 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from checkpoint_convert.architectures import Architecture
-from megatron_dpop.models.layout import RowLayout
+from megatron_dpop.models.gathered import gather, rotate_and_gather
+from megatron_dpop.models.layout import Rotation, RowLayout
 from megatron_dpop.models.rotary import rotate
-from megatron_dpop.models.varlen import attend_varlen
+from megatron_dpop.models.varlen import Kernel, cudnn_kernel, flash_kernel
 from megatron_dpop.rows.context import AttentionPlan, gathered_order
 
 
@@ -41,6 +42,8 @@ class TreeAttention(MegatronModule):
         self.window = architecture.window(layer)
         self.is_rotated = layer not in architecture.unrotated_layers
         self.context_group = pg_collection.cp
+        self.fused = config.fused_kernels
+        self.kernel: Kernel | None = None
 
     def forward(
         self,
@@ -52,19 +55,25 @@ class TreeAttention(MegatronModule):
         packed_seq_params: RowLayout,
         **_: Any,
     ) -> Tensor:  # [tokens / cp, 1, heads / tp * head_dim]
+        if query.is_cuda and query.dtype is not torch.float32:
+            mixed = self._attend_on_gpu(query[:, 0], key[:, 0], value[:, 0], packed_seq_params)
+            return mixed.reshape(query.shape[0], 1, -1)
         # torch's fused attention on CPUs is faster in fp32 than in bf16, with its gradient: by a third at the
         # lengths of most pairs with matrix tiles, twice without.
-        dtype = query.dtype if query.is_cuda else torch.promote_types(query.dtype, torch.float32)
-        rotated_query = self._rotated(query[:, 0], packed_seq_params, dtype)
-        keys, values = self._rotated(key[:, 0], packed_seq_params, dtype), value[:, 0]
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        rotation = self._rotation(packed_seq_params)
+        rotated_query, keys, values = (
+            rotate(query[:, 0], rotation, dtype),
+            rotate(key[:, 0], rotation, dtype),
+            value[:, 0],
+        )
         if self.context_group.size() > 1:
             gathered = gather_row(torch.cat((keys.to(value.dtype), values), dim=1), self.context_group)
             keys, values = gathered.chunk(2, dim=1)
         if not any(packed_seq_params.attention.seen):  # padding alone, whose gradients others still wait for
             nothing = 0 * rotated_query + 0 * (keys.sum() + values.sum()).to(dtype)
             return nothing.to(query.dtype).reshape(query.shape[0], 1, -1)
-        attend = attend_varlen if query.is_cuda and query.dtype is not torch.float32 else attend_blocks
-        mixed = attend(
+        mixed = attend_blocks(
             rotated_query,
             keys.to(dtype),
             values.to(dtype),
@@ -74,13 +83,33 @@ class TreeAttention(MegatronModule):
         )
         return mixed.to(query.dtype).reshape(query.shape[0], 1, -1)
 
-    def _rotated(self, states: Tensor, layout: RowLayout, dtype: torch.dtype) -> Tensor:
-        """By the angles of this layer's kind; [tokens, heads, head_dim] to `dtype` of the same shape."""
-        rotation = layout.rotation if self.window is None else layout.sliding_rotation
+    def _rotation(self, layout: RowLayout) -> Rotation | None:
+        """This layer's kind of it; none where it rotates nothing."""
         if not self.is_rotated:
-            return states.to(dtype)
+            return None
+        rotation = layout.rotation if self.window is None else layout.sliding_rotation
         assert rotation is not None, "RowRotaryEmbedding fills it in"
-        return rotate(states, rotation, dtype)
+        return rotation
+
+    def _attend_on_gpu(self, query: Tensor, key: Tensor, value: Tensor, layout: RowLayout) -> Tensor:
+        """[tokens / cp, heads, head_dim] each; all blocks in one launch of bf16 or fp16."""
+        blocks = layout.blocks(query.device)
+        rotation = self._rotation(layout)
+        if self.context_group.size() == 1:
+            rotated, keys, values = rotate_and_gather(query, key, value, rotation, blocks, fused=self.fused)
+        else:
+            rotated, keys, values = rotate_and_gather(query, key, value, rotation, None, fused=self.fused)
+            row = gather_row(torch.cat((keys, values), dim=1), self.context_group)
+            keys, values = gather(*row.chunk(2, dim=1), blocks, fused=self.fused)
+        if self.kernel is None:
+            self.kernel = self._make_kernel(query.shape[1], key.shape[1], key.shape[2])
+        return self.kernel(rotated, keys, values, blocks)
+
+    def _make_kernel(self, heads: int, kv_heads: int, head_dim: int) -> Kernel:
+        options: dict[str, Any] = {"softmax_scale": self.softmax_scale, "window": self.window}
+        if self.config.attention_kernel == "cudnn":
+            return cudnn_kernel(heads=heads, kv_heads=kv_heads, head_dim=head_dim, **options)
+        return flash_kernel(**options)
 
 
 def gather_row(shard: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:

@@ -1,7 +1,8 @@
 """From an `Architecture` to the `GPTModel` that reproduces it at a layout."""
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +17,25 @@ from megatron_dpop.models.rotary import RowRotaryEmbedding
 from megatron_dpop.models.spec import block_spec
 
 
+@dataclass
+class RowTransformerConfig(TransformerConfig):
+    """Megatron-Core's config, and what our own parts of a layer take from it."""
+
+    fused_kernels: bool = False  # Triton's, for tensors on a GPU
+    attention_kernel: Literal["flash", "cudnn"] = "flash"  # on a GPU
+    fused_weight_gradients: bool = False  # of Transformer Engine's linears, added to fp32 by the product itself
+
+
 def transformer_config(
     architecture: Architecture, layout: ModelLayout, *, params_dtype: torch.dtype, **options: Any
-) -> TransformerConfig:
+) -> RowTransformerConfig:
     """Megatron-Core's config for this model, with dropout off and the loss averaged by us over pairs.
 
-    `options` are further keys of Megatron-Core's.
+    `options` are further keys of it.
     """
     kv_heads = padded_key_value_heads(architecture, layout)
     group = architecture.num_attention_heads // architecture.num_key_value_heads
-    return TransformerConfig(
+    return RowTransformerConfig(
         num_layers=architecture.num_layers,
         hidden_size=architecture.hidden_size,
         ffn_hidden_size=architecture.ffn_hidden_size,
@@ -59,7 +69,7 @@ def transformer_config(
         context_parallel_size=layout.context,
         sequence_parallel=layout.sequence and layout.tensor > 1,
         tp_comm_overlap=layout.overlap_tensor,
-        # The loss function returns sums and counts; Megatron divides once, by the step's number of examples.
+        # The loss function divides by the step's number of examples, and so nobody else may.
         calculate_per_token_loss=True,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
@@ -74,7 +84,7 @@ def transformer_config(
 
 def build_model(
     architecture: Architecture,
-    config: TransformerConfig,
+    config: RowTransformerConfig,
     groups: ProcessGroupCollection,
     *,
     transformer_engine: bool,
@@ -95,7 +105,7 @@ def build_model(
 
 def _build_chunk(
     architecture: Architecture,
-    config: TransformerConfig,
+    config: RowTransformerConfig,
     groups: ProcessGroupCollection,
     *,
     transformer_engine: bool,

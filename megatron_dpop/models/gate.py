@@ -16,10 +16,11 @@ class GatedSilu(torch.nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
+        self.fused = config.fused_kernels
 
     def forward(self, gate_and_up: Tensor) -> Tensor:
         """[..., 2 * ffn] to [..., ffn]."""
-        return _GatedSilu.apply(gate_and_up)
+        return (_FusedGatedSilu if self.fused and gate_and_up.is_cuda else _GatedSilu).apply(gate_and_up)
 
 
 class _GatedSilu(torch.autograd.Function):
@@ -39,3 +40,21 @@ class _GatedSilu(torch.autograd.Function):
         torch.mul(F.silu(gate), grad, out=up_grad)
         torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=gate_grad)
         return result
+
+
+class _FusedGatedSilu(torch.autograd.Function):
+    """The same in one kernel each way, on GPUs."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:
+        from megatron_dpop.kernels.gate import gate_forward
+
+        ctx.save_for_backward(gate_and_up)
+        return gate_forward(gate_and_up)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        from megatron_dpop.kernels.gate import gate_backward
+
+        return gate_backward(*ctx.saved_tensors, grad)

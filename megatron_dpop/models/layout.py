@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from megatron_dpop.models.varlen import DeviceBlocks, blocks_on
 from megatron_dpop.rows.context import AttentionPlan
 
 
@@ -30,6 +31,14 @@ class RowLayout(PackedSeqParams):
     attention: AttentionPlan = field(default_factory=lambda: AttentionPlan((), (), ()))
     rotation: Rotation | None = None
     sliding_rotation: Rotation | None = None
+
+    _blocks: DeviceBlocks | None = None
+
+    def blocks(self, device: torch.device) -> DeviceBlocks:
+        """The attention's blocks for the GPU's kernels, made by the first layer that asks."""
+        if self._blocks is None:
+            self._blocks = blocks_on(self.attention, device)
+        return self._blocks
 
     def __post_init__(self) -> None:
         # Megatron's "thd" branches assume flat sequences that start at position 0; a row keeps [tokens, 1, ...].

@@ -44,11 +44,13 @@ class RowRotaryEmbedding(torch.nn.Module):
         return Rotation(angles.cos() * factor, angles.sin() * factor, self.interleaved)
 
 
-def rotate(states: Tensor, rotation: Rotation, dtype: torch.dtype) -> Tensor:
-    """Rotates pairs of each head's first dimensions by the token's angles: halves, or even against odd.
+def rotate(states: Tensor, rotation: Rotation | None, dtype: torch.dtype) -> Tensor:
+    """Rotates pairs of each head's first dimensions by the token's angles: halves, or even against odd; or nothing.
 
     states [tokens, heads, head_dim] to `dtype` [tokens, heads, head_dim], in which it is computed.
     """
+    if rotation is None:
+        return states.to(dtype)
     return _Rotate.apply(states, rotation.cosines.to(dtype), rotation.sines.to(dtype), rotation.interleaved)
 
 

@@ -30,6 +30,7 @@ class Scores:
     tensor_group: torch.distributed.ProcessGroup
     context_group: torch.distributed.ProcessGroup
     chunking: Chunking | None = None  # tile of logits; None: the device's default
+    fused: bool = False  # Triton's kernels, on a GPU
 
 
 def score_row(*, context: Scores, **output: Any) -> Tensor:
@@ -80,5 +81,6 @@ def _member_logps(
         tp_group=context.tensor_group,
         reduce_hidden_grad=not config.sequence_parallel,
         chunking=context.chunking,
+        fused=context.fused and weight.is_cuda,
     )
     return logps.index_select(0, context.member_score)

@@ -1,5 +1,6 @@
 """The layer spec: Transformer Engine's modules on a GPU, Megatron-Core's own elsewhere, our attention in both."""
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -44,6 +45,11 @@ def block_spec(
     if architecture.attention_output_bias:
         attention.linear_proj = partial(_with_bias, attention.linear_proj)
     set_residuals(layer, config, architecture, norm)
+    if transformer_engine and config.fused_weight_gradients:
+        for part in (attention, layer.mlp.keywords["submodules"]):
+            for name in ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"):
+                if linear := getattr(part, name, None):
+                    setattr(part, name, partial(_with_fused_weight_gradient, linear))
     spec = ModuleSpec(module=TransformerLayer, submodules=layer)
     return TransformerBlockSubmodules(
         layer_specs=[spec] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=norm
@@ -53,3 +59,10 @@ def block_spec(
 def _with_bias(linear: Any, *sizes: Any, **options: Any) -> Any:
     """Megatron's one switch for biases (`add_bias_linear`) would also add them to the feed-forward."""
     return linear(*sizes, **{**options, "bias": True})
+
+
+def _with_fused_weight_gradient(linear: Any, *sizes: Any, config: Any, **options: Any) -> Any:
+    """Megatron's one switch for it is also the output layer's, which is no module of Transformer Engine's."""
+    fusing = copy.copy(config)
+    fusing.gradient_accumulation_fusion = True
+    return linear(*sizes, config=fusing, **options)

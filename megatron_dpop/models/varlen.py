@@ -1,52 +1,120 @@
-"""Attention over trees on GPUs: FlashAttention's kernel for sequences of different lengths, all blocks in one launch.
+"""Attention over trees on GPUs: one launch for all blocks, as sequences of different lengths.
 
 Each query block is a sequence of its own whose keys are gathered: a branch's keys are its trunk's and its own. The
-kernel aligns its causal mask at the end of queries and keys, which is what a branch needs. The gathered copies cost
-(trunk tokens x branches) key/value rows, little beside the activations of a layer.
+kernels align their causal mask at the end of queries and keys, which is what a branch needs. The gathered copies cost
+(trunk tokens x branches) key/value rows, little beside the activations of a layer. Padding, whose results nobody reads,
+is short blocks that see as many keys as they have queries: no slice before the kernel, and no padding after it.
 """
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_dpop.rows.context import AttentionPlan
+from megatron_dpop.runtime.devices import to_device
+
+PADDING_BLOCK = 128  # tokens
 
 
 @dataclass(frozen=True)
 class VarlenBlocks:
-    """An `AttentionPlan` in the kernel's terms; padding, which stands last, is left out."""
+    """An `AttentionPlan` in the kernels' terms."""
 
-    queries: int  # tokens
-    key_index: NDArray[np.int64]  # [gathered keys], index into the row
+    key_index: NDArray[np.int32]  # [gathered keys], index into the row
+    copy_offsets: NDArray[np.int32]  # [row's tokens + 1], into `copies`
+    copies: NDArray[np.int32]  # [gathered keys], the places in `key_index` that name each token
     query_offsets: NDArray[np.int32]  # [blocks + 1]
     key_offsets: NDArray[np.int32]  # [blocks + 1], into the gathered keys
     longest_query: int
     longest_key: int
+    attended: int  # queries that see something: those of padding stand last
 
 
-@lru_cache(maxsize=4)  # every layer of a row asks anew
+@dataclass(frozen=True)
+class DeviceBlocks:
+    """The same on the device."""
+
+    key_index: Tensor
+    copy_offsets: Tensor
+    copies: Tensor
+    query_offsets: Tensor
+    key_offsets: Tensor
+    longest_query: int
+    longest_key: int
+
+
+@lru_cache(maxsize=4)
 def varlen_blocks(plan: AttentionPlan) -> VarlenBlocks:
-    blocks = [at for at, seen in enumerate(plan.seen) if seen]
-    assert blocks == list(range(len(blocks))), "padding must stand after every block"
-    query_tokens = [plan.query_tokens[at] for at in blocks]
-    key_tokens = plan.seen_tokens()[: len(blocks)]
+    attending = [at for at, seen in enumerate(plan.seen) if seen]
+    assert attending == list(range(len(attending))), "padding must stand after every block"
+    query_tokens = [plan.query_tokens[at] for at in attending]
+    key_tokens = plan.seen_tokens()[: len(attending)]
     starts = np.cumsum((0, *plan.key_tokens))
-    index = [np.arange(starts[piece], starts[piece + 1]) for at in blocks for piece in plan.seen[at]]
+    index = [np.arange(starts[piece], starts[piece + 1]) for at in attending for piece in plan.seen[at]]
+    attended = sum(query_tokens)
+    tokens = int(starts[-1])
+    for size in _pieces(sum(plan.query_tokens) - attended, min(PADDING_BLOCK, tokens)):
+        query_tokens.append(size)
+        key_tokens.append(size)
+        index.append(np.arange(tokens - size, tokens))
+    key_index = np.concatenate(index).astype(np.int32)
     return VarlenBlocks(
-        queries=sum(query_tokens),
-        key_index=np.concatenate(index) if index else np.empty(0, dtype=np.int64),
+        key_index=key_index,
+        copy_offsets=np.cumsum((0, *np.bincount(key_index, minlength=tokens)), dtype=np.int32),
+        copies=np.argsort(key_index, kind="stable").astype(np.int32),
         query_offsets=np.cumsum((0, *query_tokens), dtype=np.int32),
         key_offsets=np.cumsum((0, *key_tokens), dtype=np.int32),
-        longest_query=max(query_tokens, default=0),
-        longest_key=max(key_tokens, default=0),
+        longest_query=max(query_tokens),
+        longest_key=max(key_tokens),
+        attended=attended,
     )
+
+
+def _pieces(total: int, size: int) -> list[int]:
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
+def blocks_on(plan: AttentionPlan, device: torch.device) -> DeviceBlocks:
+    """Once a row: every layer uses the same."""
+    blocks = varlen_blocks(plan)
+    arrays = {name: getattr(blocks, name) for name in (field.name for field in fields(DeviceBlocks))}
+    return DeviceBlocks(
+        **{name: to_device(value, device) if isinstance(value, np.ndarray) else value for name, value in arrays.items()}
+    )
+
+
+# query [tokens, heads, head_dim], gathered keys and values [gathered, kv_heads, head_dim]; returns query's shape
+Kernel = Callable[[Tensor, Tensor, Tensor, DeviceBlocks], Tensor]
+
+
+def flash_kernel(*, softmax_scale: float, window: int | None) -> Kernel:
+    """FlashAttention's, of torch, for bf16 and fp16."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    def attend(query: Tensor, keys: Tensor, values: Tensor, blocks: DeviceBlocks) -> Tensor:
+        mixed = varlen_attn(
+            query,
+            keys,
+            values,
+            blocks.query_offsets,
+            blocks.key_offsets,
+            blocks.longest_query,
+            blocks.longest_key,
+            scale=softmax_scale,
+            window_size=(-1 if window is None else window - 1, 0),
+            **_shared_heads(varlen_attn, query, keys),
+        )
+        assert isinstance(mixed, Tensor)
+        return mixed
+
+    return attend
 
 
 def _shared_heads(varlen_attn: Any, query: Tensor, key: Tensor) -> dict[str, bool]:
@@ -55,37 +123,31 @@ def _shared_heads(varlen_attn: Any, query: Tensor, key: Tensor) -> dict[str, boo
     return {"enable_gqa": query.shape[1] != key.shape[1]} if known else {}
 
 
-def attend_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    plan: AttentionPlan,
-    *,
-    softmax_scale: float,
-    window: int | None = None,
-) -> Tensor:
-    """`megatron_dpop.models.attention.attend_blocks` in one kernel, for bf16 and fp16 on a GPU."""
-    from torch.nn.attention.varlen import varlen_attn
+def cudnn_kernel(*, heads: int, kv_heads: int, head_dim: int, softmax_scale: float, window: int | None) -> Kernel:
+    """cuDNN's, through Transformer Engine."""
+    from transformer_engine.pytorch import DotProductAttention
 
-    blocks = varlen_blocks(plan)
-    if not blocks.queries:
-        return torch.zeros_like(query)
-
-    def on_device(array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(query.device, non_blocking=True)
-
-    place = on_device(blocks.key_index)
-    mixed = varlen_attn(
-        query[: blocks.queries],
-        key.index_select(0, place),
-        value.index_select(0, place),
-        on_device(blocks.query_offsets),
-        on_device(blocks.key_offsets),
-        blocks.longest_query,
-        blocks.longest_key,
-        scale=softmax_scale,
+    attention = DotProductAttention(
+        heads,
+        head_dim,
+        num_gqa_groups=kv_heads,
+        attention_dropout=0.0,
+        qkv_format="thd",
+        attn_mask_type="padding_causal_bottom_right",
         window_size=(-1 if window is None else window - 1, 0),
-        **_shared_heads(varlen_attn, query, key),
+        softmax_scale=softmax_scale,
     )
-    assert isinstance(mixed, Tensor)
-    return F.pad(mixed, (0, 0, 0, 0, 0, query.shape[0] - blocks.queries))
+
+    def attend(query: Tensor, keys: Tensor, values: Tensor, blocks: DeviceBlocks) -> Tensor:
+        mixed = attention(
+            query,
+            keys,
+            values,
+            cu_seqlens_q=blocks.query_offsets,
+            cu_seqlens_kv=blocks.key_offsets,
+            max_seqlen_q=blocks.longest_query,
+            max_seqlen_kv=blocks.longest_key,
+        )
+        return mixed.view(query.shape)
+
+    return attend

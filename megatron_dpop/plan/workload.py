@@ -60,7 +60,7 @@ class Workload:
         """The mean row. Packing is even to a fraction of a percent, so it is also the fullest."""
         examples = self.examples / (self.rows(choice) * choice.data)
         filled = math.ceil(max(examples, 1.0) * self.packed.tokens)
-        multiple = self.capacity_tokens if choice.overlap_tensor else row_multiple(choice)
+        multiple = self.capacity_tokens if choice.overlap_tensor else row_multiple(choice, fp8=choice.fp8)
         length = step_row_tokens([filled], capacity_tokens=self.capacity_tokens, multiple=multiple)
         # Exact for two completions. Alone, each has its own copy of the trunk and looks at its triangle once more.
         trunk = self.unshared.tokens - self.packed.tokens

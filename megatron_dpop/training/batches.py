@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from megatron_dpop.rows.context import row_shard
 from megatron_dpop.rows.row import Row, build_row
 from megatron_dpop.rows.schedule import StepPlan, plan_rows, step_examples
 from megatron_dpop.rows.shapes import ExampleShapes, example_shapes
+from megatron_dpop.runtime.devices import to_device
 from megatron_dpop.training.engine import ModelEngine
 
 ReferenceLogps = NDArray[np.float32]  # [examples, completions], NaN where an example has fewer
@@ -101,7 +101,8 @@ class RowSource:
             scores=self.shapes.scores,
             attended=self.shapes.attended,
         )
-        self.multiple = capacity_tokens if engine.equal_rows else row_multiple(engine.layout)
+        fp8 = engine.config.fp8 is not None
+        self.multiple = capacity_tokens if engine.equal_rows else row_multiple(engine.layout, fp8=fp8)
 
     def over(self, dataset: Examples) -> "RowSource":
         """The rows that another dataset has under the same settings."""
@@ -171,7 +172,7 @@ def dataset_shapes(dataset: Examples, *, share_prefix: bool) -> ExampleShapes:
 
 def row_batch(row: Row, reference: ReferenceLogps | None, engine: ModelEngine) -> RowBatch:
     def tensor(array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(engine.device, non_blocking=True)
+        return to_device(array, engine.device)
 
     reference_logps = None
     if reference is not None:
@@ -192,6 +193,7 @@ def row_batch(row: Row, reference: ReferenceLogps | None, engine: ModelEngine) -
             vocab_size=engine.architecture.vocab_size,
             tensor_group=engine.groups.tp,
             context_group=engine.groups.cp,
+            fused=engine.config.fused_kernels,
         ),
         sequence_lengths=tensor(row.sequence_lengths),
         sequence_example=tensor(row.sequence_example),

@@ -74,14 +74,9 @@ class ModelEngine:
         return bool(parallel_state.is_pipeline_last_stage())
 
     @property
-    def counts(self) -> bool:
-        """True on the one rank of a context-parallel group that counts their common examples."""
-        return self.context_parallel_rank == 0
-
-    @property
     def reports(self) -> bool:
         """True on the one rank of each data-parallel group whose results are counted."""
-        return self.on_last_stage and self.groups.tp.rank() == 0 and self.counts
+        return self.on_last_stage and self.groups.tp.rank() == 0 and self.context_parallel_rank == 0
 
 
 @dataclass(kw_only=True)
@@ -119,7 +114,7 @@ def build_engine(config: Config, architecture: Architecture, device: torch.devic
         if module.post_process and chunk.ddp_config.overlap_param_gather:
             _await_output_weight(chunk, module)
     optimizer = build_optimizer(config, chunks, PARAMS_DTYPE[config.precision.params])
-    model_config.finalize_model_grads_func = finalize_model_grads
+    model_config.finalize_model_grads_func = _finalize_gradients
     if overlap:
         no_sync = [chunk.no_sync for chunk in chunks]
         model_config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
@@ -137,6 +132,11 @@ def build_engine(config: Config, architecture: Architecture, device: torch.devic
         adapters=model.adapters,
         equal_rows=model.equal_rows,
     )
+
+
+def _finalize_gradients(chunks: list[Any], count: torch.Tensor | None = None, **options: Any) -> None:
+    """Megatron-Core's, without its pass over all gradients that divides them by a count: the losses were divided."""
+    finalize_model_grads(chunks, None, **options)
 
 
 def build_model_engine(config: Config, architecture: Architecture, device: torch.device) -> ModelEngine:
@@ -211,7 +211,12 @@ def _await_output_weight(chunk: DistributedDataParallel, module: GPTModel) -> No
 
 def model_options(config: Config) -> dict[str, Any]:
     """What a run's config says of the model beyond its shape and layout, in Megatron-Core's terms."""
-    options: dict[str, Any] = {"deterministic_mode": config.train.deterministic}
+    options: dict[str, Any] = {
+        "deterministic_mode": config.train.deterministic,
+        "fused_kernels": config.kernels.fused,
+        "attention_kernel": config.kernels.attention,
+        "fused_weight_gradients": config.kernels.fused and config.lora is None,
+    }
     if config.train.recompute == "full":
         options |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     elif config.train.recompute == "selective":

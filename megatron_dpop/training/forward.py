@@ -12,8 +12,8 @@ from megatron_dpop.models.scoring import score_row
 from megatron_dpop.training.batches import RowBatch
 from megatron_dpop.training.engine import ModelEngine
 
-# (row, log-probabilities) -> (loss summed over examples, examples, what the caller collects)
-RowLoss = Callable[[RowBatch, Tensor], tuple[Tensor, int, dict[str, Any]]]
+# (row, log-probabilities) -> (loss summed over examples, what the caller collects)
+RowLoss = Callable[[RowBatch, Tensor], tuple[Tensor, dict[str, Any]]]
 
 
 def run_rows(
@@ -23,20 +23,21 @@ def run_rows(
     *,
     forward_only: bool,
     score: Callable[..., Tensor] = score_row,
+    examples: int = 1,
 ) -> list[dict[str, Any]]:
-    """Runs forward (and backward) over the rows; returns `row_loss`'s third value by row, on the last stage only.
+    """Runs forward (and backward) over the rows; returns `row_loss`'s second value by row, on the last stage only.
 
     `score` says what log-probabilities `row_loss` gets: of completions, fp32 [sequences], or with `score_tokens` of
     their tokens, fp32 [members].
 
-    The gradient left in the DDP buffers is that of the mean over all examples of all ranks: Megatron sums the loss
-    sums and divides once by the sum of the counts (`calculate_per_token_loss`).
+    The gradient left in the DDP buffers is that of all ranks' losses over `examples`, the number of them in the step,
+    which the host knows: no pass over the gradients has to divide them.
     """
     for adapter in engine.adapters:
         adapter.train(not forward_only)  # dropout
     with torch.set_grad_enabled(not forward_only):  # Megatron's schedules leave this to their caller
         return get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, row_loss=row_loss, score=score, counts=engine.counts),
+            forward_step_func=partial(_forward_step, row_loss=row_loss, score=score, examples=examples),
             data_iterator=[iter(rows) for _ in engine.chunks],
             model=engine.chunks,
             num_microbatches=len(rows),
@@ -52,7 +53,7 @@ def _forward_step(
     *,
     row_loss: RowLoss,
     score: Callable[..., Tensor],
-    counts: bool,
+    examples: int,
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Any]]]]:
     row = next(rows)
     output = model(
@@ -65,12 +66,13 @@ def _forward_step(
     )
 
     def loss(logps: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        total, examples, collected = row_loss(row, logps)
-        return total, torch.tensor(examples if counts else 0, dtype=torch.int, device=logps.device), collected
+        total, collected = row_loss(row, logps)
+        # The schedules ask for a count, which `engine` lets nobody divide by.
+        return total / examples, torch.ones((), dtype=torch.int, device=logps.device), collected
 
     return output, loss
 
 
-def logps_only(row: RowBatch, logps: Tensor) -> tuple[Tensor, int, dict[str, Any]]:
+def logps_only(row: RowBatch, logps: Tensor) -> tuple[Tensor, dict[str, Any]]:
     """A `RowLoss` that only collects the log-probabilities, for a pass without a loss."""
-    return logps.sum(), len(row.row.example_ids), {"row": row.row, "logps": logps.detach()}
+    return logps.sum(), {"row": row.row, "logps": logps.detach()}

@@ -30,6 +30,6 @@ def step_kl(data: StepData, step: int, *, when: str) -> Tensor | None:
     return kl
 
 
-def _log_ratios(row: RowBatch, logps: Tensor) -> tuple[Tensor, int, dict[str, Any]]:
+def _log_ratios(row: RowBatch, logps: Tensor) -> tuple[Tensor, dict[str, Any]]:
     ratios = (logps - row.reference_tensor()).detach()
-    return logps.sum(), len(row.row.example_ids), {"ratios": ratios, **non_finite(row, ratios)}
+    return logps.sum(), {"ratios": ratios, **non_finite(row, ratios)}

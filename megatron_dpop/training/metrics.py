@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
 from megatron_dpop.losses.metric_names import LOSS, metric_names
 from megatron_dpop.losses.registry import Loss
+from megatron_dpop.runtime.devices import to_device
 from megatron_dpop.runtime.stop import StopRequest
 from megatron_dpop.training.batches import Examples, RowBatch
 from megatron_dpop.training.engine import Engine
@@ -37,7 +39,7 @@ class StepMetrics:
 
     def row_loss(
         self, row: RowBatch, logps: Tensor, *, kl: Tensor | None = None, progress: float = 0.0
-    ) -> tuple[Tensor, int, dict[str, Any]]:
+    ) -> tuple[Tensor, dict[str, Any]]:
         """The `RowLoss` of training and validation; `progress` is the share of the run's steps that were taken."""
         batch = row.completions(logps)
         loss = partial(self.loss, kl=kl, progress=progress)
@@ -47,7 +49,7 @@ class StepMetrics:
             "drift": _drift(row, logps.detach()),
             **non_finite(row, output.losses.detach()),
         }
-        return output.losses.sum(), batch.num_examples, collected
+        return output.losses.sum(), collected
 
     def reduce(self, collected: list[dict[str, Any]]) -> dict[str, float]:
         """Means by name and `reference/drift` (largest difference of policy and reference), equal on all ranks.
@@ -63,7 +65,7 @@ class StepMetrics:
             for row in collected:
                 sums += row["sums"]
                 mine.copy_(torch.maximum(mine, row["drift"]))
-        votes = torch.tensor(self.stop.votes(), dtype=torch.float64, device=self.engine.device)
+        votes = to_device(np.array(self.stop.votes(), dtype=np.float64), self.engine.device)
         vector = torch.cat((sums.flatten(), drifts, votes))
         dist.all_reduce(vector)
         *values, asked, unhealthy = vector.tolist()
@@ -77,8 +79,8 @@ class StepMetrics:
         """(sum, count) of each of the loss's metrics, fp64 [metrics, 2]."""
         metrics = {LOSS: output.losses.detach(), **output.metrics}
         sums = torch.stack([metrics[name].double().sum() for name in self.loss_names])
-        counts = torch.tensor([metrics[name].numel() for name in self.loss_names], dtype=torch.float64)
-        return torch.stack((sums, counts.to(sums.device, non_blocking=True)), dim=1)
+        counts = np.array([metrics[name].numel() for name in self.loss_names], dtype=np.float64)
+        return torch.stack((sums, to_device(counts, sums.device)), dim=1)
 
     def _source_sums(
         self, row: RowBatch, batch: CompletionBatch, loss: Callable[[CompletionBatch], LossOutput]

@@ -1,10 +1,10 @@
 """The part of a row that comes from one source, for metrics of its own."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from megatron_dpop.losses.contract import CompletionBatch
+from megatron_dpop.runtime.devices import to_device
 
 
 def of_examples(
@@ -17,13 +17,13 @@ def of_examples(
     chosen = np.flatnonzero(kept[sequence_example])
     renumbered = (np.cumsum(kept) - 1)[sequence_example[chosen]]
     device = batch.logps.device
-    index = torch.from_numpy(chosen).to(device, non_blocking=True)
+    index = to_device(chosen, device)
     reference = batch.reference_logps
     return CompletionBatch(
         logps=batch.logps.detach()[index],
         reference_logps=None if reference is None else reference[index],
         lengths=batch.lengths[index],
-        example=torch.from_numpy(renumbered).to(device, non_blocking=True),
+        example=to_device(renumbered, device),
         preferred=batch.preferred[index],
         num_examples=int(kept.sum()),
     )

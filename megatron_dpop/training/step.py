@@ -29,11 +29,12 @@ def train_step(
     """
     started = time.perf_counter()
     source = data.source
+    examples = len(source.examples_of_step(step))
     for _ in reruns.attempts():
         engine.zero_gradients()
         seed_dropout(engine.adapters, engine.groups, seed=source.seed, step=step)
         row_loss = partial(metrics.row_loss, kl=step_kl(data, step, when=f"step {step}"), progress=progress)
-        collected = run_rows(engine, data.rows(step), row_loss, forward_only=False)
+        collected = run_rows(engine, data.rows(step), row_loss, forward_only=False, examples=examples)
         values = metrics.reduce(collected)
         reruns.judge(values["loss"])
     if not math.isfinite(values["loss"]):

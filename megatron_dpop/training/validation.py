@@ -32,7 +32,7 @@ def validate(
         rows = data.rows(batch)
         if policy_is_reference:
             kl = torch.zeros((), device=engine.device) if data.mismatched else None
-            collected += [metrics.row_loss(row, row.reference_tensor(), kl=kl, progress=progress)[2] for row in rows]
+            collected += [metrics.row_loss(row, row.reference_tensor(), kl=kl, progress=progress)[1] for row in rows]
         else:
             row_loss = partial(metrics.row_loss, kl=step_kl(data, batch, when=when), progress=progress)
             collected += run_rows(engine, rows, row_loss, forward_only=True)

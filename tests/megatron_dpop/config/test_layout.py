@@ -54,7 +54,7 @@ def test_overlap_of_nothing_is_refused(twelve_layers: Architecture, layout: dict
 
 def test_overlapped_rows_have_one_length() -> None:
     layout = ModelLayout(tensor=2, sequence=True, context=2, overlap_tensor=True)
-    assert row_multiple(layout) == 256
+    assert row_multiple(layout, fp8=False) == 256
     check_row_tokens(4096, layout)
     with pytest.raises(UserError, match=r"data.row_tokens: 4160 does not divide .* multiple of 256, such as 4352"):
         check_row_tokens(4160, layout)
@@ -62,8 +62,14 @@ def test_overlapped_rows_have_one_length() -> None:
 
 def test_rows_are_shared_evenly_by_context_parallel_ranks() -> None:
     layout = ModelLayout(tensor=2, sequence=True, context=4)
-    assert row_multiple(layout) == 128
+    assert row_multiple(layout, fp8=False) == 128
     check_row_tokens(8192, layout)
     with pytest.raises(UserError, match=r"data.row_tokens: 1000 does not divide .* multiple of 128, such as 1024"):
         check_row_tokens(1000, layout)
     check_row_tokens(1000, ModelLayout())
+
+
+@pytest.mark.parametrize(("tensor", "context", "multiple"), [(1, 1, 128), (8, 1, 128), (16, 1, 256), (2, 2, 256)])
+def test_rows_of_fp8_end_on_its_blocks(tensor: int, context: int, multiple: int) -> None:
+    """128 tokens of every context-parallel rank, and 16 of every rank that shares them."""
+    assert row_multiple(ModelLayout(tensor=tensor, sequence=True, context=context), fp8=True) == multiple

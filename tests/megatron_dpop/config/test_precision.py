@@ -70,7 +70,7 @@ def test_a_machine_without_gpu(folder: Path, sections: dict[str, Any], message: 
         ({"fp8": "delayed", "bf16_end_layers": 1}, {}, "precision.bf16_end_layers: delayed scaling takes all layers"),
         ({"bf16_end_layers": 2}, {}, "2 at each end leave none of the model's 4 layers"),
         ({"bf16_end_layers": 1}, {"pipeline": 8}, "1 are more than the 0 layers of a pipeline stage"),
-        ({}, {"row_tokens": 8200}, "data.row_tokens: 8200 is not a multiple of 64"),
+        ({}, {"row_tokens": 8200}, "data.row_tokens: 8200 is not a multiple of 128"),
         ({}, {"hidden_size": 72}, "hidden size, 72, is not a multiple of 16"),
         ({}, {"ffn_hidden_size": 88, "tensor": 2}, "FFN rows of a tensor-parallel rank, 44, is not a multiple of 16"),
         ({}, {"head_dim": 12}, "key/value rows of a tensor-parallel rank, 24, is not"),

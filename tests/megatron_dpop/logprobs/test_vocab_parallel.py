@@ -253,7 +253,11 @@ def test_nan_reaches_its_score_and_no_other():
     assert logprobs_of(problem).isnan().all()
 
 
-def test_default_tiles_differ_by_device():
-    assert default_chunking(torch.device("cpu")).vocab < default_chunking(torch.device("cuda")).vocab
+def test_default_tiles_differ_by_device(monkeypatch):
+    sizes = [default_chunking(torch.device("cpu")).vocab]
+    for capability in ((8, 0), (9, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        sizes.append(default_chunking(torch.device("cuda")).vocab)
+    assert sizes == [512, 2048, 8192]
     with pytest.raises(ValueError, match="row_tile"):
         Chunking(tokens=100, vocab=10, row_tile=64)

@@ -1,13 +1,15 @@
 """Attention over trees equals dense attention under the mask that the trees mean."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from megatron_dpop.models.attention import attend_blocks
-from megatron_dpop.models.varlen import attend_varlen, varlen_blocks
+from megatron_dpop.models.gathered import gather
+from megatron_dpop.models.varlen import blocks_on, cudnn_kernel, flash_kernel, varlen_blocks
 from megatron_dpop.rows.context import attention_plan, gathered_order, row_chunks
 
 HEAD_DIM = 8
@@ -148,7 +150,8 @@ def test_the_variable_length_form_means_the_same(name: str, window: int | None, 
         mine = query[torch.cat([torch.arange(*chunk) for chunk in chunks])]
         expected = attend_blocks(mine, key, value, plan, softmax_scale=SCALE, window=window)
         blocks = varlen_blocks(plan)
-        assert not expected[blocks.queries :].any()
+        assert not expected[blocks.attended :].any()
+        assert blocks.query_offsets[-1] == tokens // ranks  # padding is blocks too
         for at in range(len(blocks.query_offsets) - 1):
             seen = torch.from_numpy(blocks.key_index[blocks.key_offsets[at] : blocks.key_offsets[at + 1]])
             block = slice(blocks.query_offsets[at], blocks.query_offsets[at + 1])
@@ -157,6 +160,9 @@ def test_the_variable_length_form_means_the_same(name: str, window: int | None, 
             assert columns <= blocks.longest_key
             distance = columns - rows + torch.arange(rows)[:, None] - torch.arange(columns)
             mask = (distance >= 0) & (distance < (window or columns + 1))
+            assert mask.any(1).all()  # of a row that sees nothing a kernel may make anything
+            if block.start >= blocks.attended:
+                continue
             found = _dense(mine[block], key[seen], value[seen], mask)
             torch.testing.assert_close(found, expected[block], rtol=1e-12, atol=1e-12)
 
@@ -165,7 +171,8 @@ def test_the_variable_length_form_means_the_same(name: str, window: int | None, 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("name", [name for name in ROWS if ROWS[name][0]])
-def test_flash_attention_equals_block_attention_on_a_gpu(name: str, window: int | None) -> None:
+@pytest.mark.parametrize(("kernel", "fused"), [("flash", False), ("flash", True), ("cudnn", True)])
+def test_kernels_equal_block_attention_on_a_gpu(name: str, window: int | None, kernel: str, fused: bool) -> None:
     trees, padding = ROWS[name]
     tokens = sum(map(sum, trees)) + padding
     generator = torch.Generator().manual_seed(0)
@@ -174,7 +181,10 @@ def test_flash_attention_equals_block_attention_on_a_gpu(name: str, window: int 
         for heads in (6, 2, 2)
     ]
     plan = attention_plan(trees, tokens)
-    found = attend_varlen(*leaves, plan, softmax_scale=SCALE, window=window)
+    blocks = blocks_on(plan, torch.device("cuda"))
+    make = partial(cudnn_kernel, heads=6, kv_heads=2, head_dim=64) if kernel == "cudnn" else flash_kernel
+    found = make(softmax_scale=SCALE, window=window)(leaves[0], *gather(*leaves[1:], blocks, fused=fused), blocks)
+    found = torch.cat((found[: tokens - padding], torch.zeros_like(found[tokens - padding :])))
     expected = attend_blocks(*(leaf.double() for leaf in leaves), plan, softmax_scale=SCALE, window=window)
     torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=2e-2)
     gradients = torch.autograd.grad(found.double().square().sum(), leaves)

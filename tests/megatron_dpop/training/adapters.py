@@ -41,7 +41,8 @@ def _share(tree: dict) -> Share:
     data, _ = run.step_data()
     engine.zero_gradients()
     metrics = StepMetrics(engine, run.inputs.loss, data.source.dataset)
-    collected = run_rows(engine, data.rows(first_step), metrics.row_loss, forward_only=False)
+    examples = len(data.source.examples_of_step(first_step))
+    collected = run_rows(engine, data.rows(first_step), metrics.row_loss, forward_only=False, examples=examples)
     for chunk in engine.chunks:
         gather_reduced(chunk)
     parameters = {

@@ -53,7 +53,8 @@ def _part(tree: dict, table: str | None) -> Part:
     engine.zero_gradients()
     metrics = StepMetrics(engine, run.inputs.loss, source.dataset)
     rows = source.rows(0, np.load(table) if table else logps)
-    loss = metrics.reduce(run_rows(engine, rows, metrics.row_loss, forward_only=False))["loss"]
+    examples = len(source.examples_of_step(0))
+    loss = metrics.reduce(run_rows(engine, rows, metrics.row_loss, forward_only=False, examples=examples))["loss"]
     for chunk in engine.chunks:
         gather_reduced(chunk)
     gradients = {

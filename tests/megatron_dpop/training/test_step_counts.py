@@ -132,8 +132,8 @@ def test_sharing_saves_the_products_that_the_formula_says(alone: dict[str, Count
 
 
 def test_collectives_of_one_rank(alone: dict[str, Counts]) -> None:
-    """Metrics, the number of examples (also from the last pipeline stage) and the gradient's norm."""
-    assert alone["shared"].collectives == {"allreduce_": 3, "broadcast_": 1}
+    """Metrics and the gradient's norm."""
+    assert alone["shared"].collectives == {"allreduce_": 2}
 
 
 def test_collectives_of_tensor_parallelism(tensor: Counts) -> None:
@@ -144,8 +144,7 @@ def test_collectives_of_tensor_parallelism(tensor: Counts) -> None:
         # Before the other products of a layer in either direction, and again for its two weights' gradients.
         "_allgather_base_": 6 * LAYERS + 2,
         "allgather_": 1,  # of the log-probabilities' statistics
-        "allreduce_": 4,  # as on one rank, and the norms' gradients
-        "broadcast_": 1,
+        "allreduce_": 3,  # as on one rank, and the norms' gradients
     }
 
 
