@@ -56,4 +56,4 @@ def _sums_rows_alike() -> bool:
 
     Seen to hold with torch 2.13; with 2.11, matrix tiles sum in another order where there are fewer rows.
     """
-    return TorchVersion(torch.__version__) >= (2, 13)
+    return TorchVersion(torch.__version__) >= "2.13"

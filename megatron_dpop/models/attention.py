@@ -100,7 +100,8 @@ class TreeAttention(MegatronModule):
         else:
             rotated, keys, values = rotate_and_gather(query, key, value, rotation, None, fused=self.fused)
             row = gather_row(torch.cat((keys, values), dim=1), self.context_group)
-            keys, values = gather(*row.chunk(2, dim=1), blocks, fused=self.fused)
+            keys, values = row.chunk(2, dim=1)
+            keys, values = gather(keys, values, blocks, fused=self.fused)
         if self.kernel is None:
             self.kernel = self._make_kernel(query.shape[1], key.shape[1], key.shape[2])
         return self.kernel(rotated, keys, values, blocks)

@@ -57,4 +57,5 @@ class _FusedGatedSilu(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         from megatron_dpop.kernels.gate import gate_backward
 
-        return gate_backward(*ctx.saved_tensors, grad)
+        (gate_and_up,) = ctx.saved_tensors
+        return gate_backward(gate_and_up, grad)

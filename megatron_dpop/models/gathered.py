@@ -44,10 +44,13 @@ class _RotateAndGather(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+    def backward(
+        ctx: Any, query: Tensor | None, key: Tensor, value: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         from megatron_dpop.kernels.rotary import gather_backward
 
-        return *gather_backward(*grads, ctx.tokens, *ctx.terms), None, None
+        angles, copies = ctx.terms
+        return *gather_backward(query, key, value, ctx.tokens, angles, copies), None, None
 
 
 def _terms(rotation: Rotation | None, blocks: DeviceBlocks | None) -> tuple[Any, Any]:

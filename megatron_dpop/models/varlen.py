@@ -8,7 +8,7 @@ is short blocks that see as many keys as they have queries: no slice before the 
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -84,9 +84,18 @@ def _pieces(total: int, size: int) -> list[int]:
 def blocks_on(plan: AttentionPlan, device: torch.device) -> DeviceBlocks:
     """Once a row: every layer uses the same."""
     blocks = varlen_blocks(plan)
-    arrays = {name: getattr(blocks, name) for name in (field.name for field in fields(DeviceBlocks))}
+
+    def moved(array: NDArray[np.int32]) -> Tensor:
+        return to_device(array, device)
+
     return DeviceBlocks(
-        **{name: to_device(value, device) if isinstance(value, np.ndarray) else value for name, value in arrays.items()}
+        key_index=moved(blocks.key_index),
+        copy_offsets=moved(blocks.copy_offsets),
+        copies=moved(blocks.copies),
+        query_offsets=moved(blocks.query_offsets),
+        key_offsets=moved(blocks.key_offsets),
+        longest_query=blocks.longest_query,
+        longest_key=blocks.longest_key,
     )
 
 
@@ -96,7 +105,9 @@ Kernel = Callable[[Tensor, Tensor, Tensor, DeviceBlocks], Tensor]
 
 def flash_kernel(*, softmax_scale: float, window: int | None) -> Kernel:
     """FlashAttention's, of torch, for bf16 and fp16."""
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
+
+    varlen_attn: Any = varlen.varlen_attn
 
     def attend(query: Tensor, keys: Tensor, values: Tensor, blocks: DeviceBlocks) -> Tensor:
         mixed = varlen_attn(

@@ -78,12 +78,20 @@ def device_like(name: str, memory_bytes: int) -> Hardware:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Shares of the stated rates that a step reaches, and memory that no formula covers. Assumed, not measured."""
+    """Shares of the stated rates that a step reaches, and memory that no formula covers.
 
-    linear: float = 0.65  # products of activations and weights
-    attention: float = 0.40
-    fp8_linear: float = 0.50  # quantisation included
-    memory: float = 0.80  # element-wise work and the optimizer
+    The first group is fitted to published measurements (docs/plan.md); nothing of ours has been timed on a GPU.
+    """
+
+    linear: float = 0.64  # products of activations and weights, of large matrices
+    fp8_linear: float = 0.63  # quantisation included
+    product_depth: float = 384.0  # a product over k entries takes (k + this) / k of the time: narrow ones are slower
+    attention: float = 0.37  # FlashAttention 2, of long sequences
+    cudnn_attention: float = 0.48
+    attention_keys: float = 280.0  # attention over n keys a query, on average, takes (n + this) / n of the time
+    chunk_seconds: float = 2e-5  # of a pipeline, for every pass of a row through a chunk of its layers: thin ones add up
+
+    memory: float = 0.90  # element-wise work and the optimizer
     collectives: float = 0.80
     context_bytes: int = int(1.5 * GIB)  # CUDA context, kernels, libraries' workspaces
     communicator_bytes: int = GIB // 4  # NCCL's buffers, per group of several ranks that a device is in

@@ -115,15 +115,19 @@ def _row_time(
     tokens = row.tokens / choice.context
     bf16 = hardware.bf16_flops * assumptions.linear
     linear_rate = hardware.fp8_flops * assumptions.fp8_linear if choice.fp8 and hardware.fp8_flops else bf16
-    matrices = sum(outputs * inputs for outputs, inputs in layer_matrices(widths).values())
-    linear = layers * 2 * tokens * matrices / linear_rate
-    attention = layers * 4 * row.attended / choice.context * widths.query
-    attention /= hardware.bf16_flops * assumptions.attention
+    linear, hidden_gradient, weight_gradient = (
+        layers * flops / linear_rate for flops in _products(widths, tokens, assumptions.product_depth)
+    )
+    share = assumptions.cudnn_attention if choice.attention_kernel == "cudnn" else assumptions.attention
+    keys = row.attended / row.tokens
+    share *= keys / (keys + assumptions.attention_keys)
+    attention = layers * 4 * row.attended / choice.context * widths.query / (hardware.bf16_flops * share)
     kept = layer_activations(architecture, choice, row, kernels).whole
     element_wise = layers * kept / (hardware.memory_bandwidth * assumptions.memory)
     forward = linear + attention + FORWARD_PASSES * element_wise
     # Frozen weights need no gradients.
-    backward = linear * (1 if choice.lora else 2) + attention * ATTENTION_BACKWARD + BACKWARD_PASSES * element_wise
+    backward = hidden_gradient + (0.0 if choice.lora else weight_gradient)
+    backward += attention * ATTENTION_BACKWARD + BACKWARD_PASSES * element_wise
     if choice.recompute != "none":
         backward += forward if choice.recompute == "full" else attention
     if stage == choice.pipeline - 1:
@@ -131,6 +135,9 @@ def _row_time(
         output = 2 * row.scores / choice.context * architecture.hidden_size * vocabulary / bf16
         forward += output
         backward += output * (2 if choice.lora else 3)  # logits are computed again, tile by tile
+    if choice.pipeline > 1:
+        forward += choice.chunks * assumptions.chunk_seconds
+        backward += choice.chunks * assumptions.chunk_seconds
     traffic = row_traffic(architecture, choice, row, stage)
     tensor_bytes = traffic.tensor_forward + traffic.tensor_backward
     rates = {name: rate * assumptions.collectives for name, rate in wire_bandwidths(choice, hardware).items()}
@@ -144,6 +151,19 @@ def _row_time(
         context=(traffic.context_forward + traffic.context_backward) / rates["context"],
         pipeline=0.0 if choice.virtual_pipeline else 2 * traffic.pipeline / rates["pipeline"],
     )
+
+
+def _products(widths: Widths, tokens: float, depth: float) -> tuple[float, float, float]:
+    """FLOPs of a layer's products forward, of its inputs' and of its weights' gradients, and what narrow ones add.
+
+    A product sums over its depth: inputs, outputs, tokens. Filling and emptying a tile of results takes as long as
+    `depth` entries of it.
+    """
+    shapes = layer_matrices(widths).values()
+    each = [2 * tokens * outputs * inputs for outputs, inputs in shapes]
+    forward = sum(flops * (1 + depth / inputs) for flops, (_, inputs) in zip(each, shapes, strict=True))
+    hidden = sum(flops * (1 + depth / outputs) for flops, (outputs, _) in zip(each, shapes, strict=True))
+    return forward, hidden, sum(each) * (1 + depth / tokens)
 
 
 def _data_seconds(

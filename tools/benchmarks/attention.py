@@ -92,13 +92,22 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 def _trees(plan: AttentionPlan, device: str) -> Attend:
     # Nothing of Megatron-Core may be imported before a trainer has chosen its device.
     from megatron_dpop.models.attention import attend_blocks
-    from megatron_dpop.models.varlen import attend_varlen
+    from megatron_dpop.models.gathered import gather
+    from megatron_dpop.models.varlen import blocks_on, flash_kernel
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        function = attend_varlen if device == "cuda" and query.dtype is not torch.float32 else attend_blocks
-        return function(query, key, value, plan, softmax_scale=query.shape[-1] ** -0.5)
+    def in_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attend_blocks(query, key, value, plan, softmax_scale=query.shape[-1] ** -0.5)
 
-    return attend
+    def in_one_launch(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if query.dtype is torch.float32:
+            return in_blocks(query, key, value)
+        kernel = flash_kernel(softmax_scale=query.shape[-1] ** -0.5, window=None)
+        return kernel(query, *gather(key, value, blocks, fused=True), blocks)
+
+    if device != "cuda":
+        return in_blocks
+    blocks = blocks_on(plan, torch.device(device))
+    return in_one_launch
 
 
 def _masked(plan: AttentionPlan, device: str) -> Attend:
