@@ -89,7 +89,9 @@ class Assumptions:
     attention: float = 0.37  # FlashAttention 2, of long sequences
     cudnn_attention: float = 0.48
     attention_keys: float = 280.0  # attention over n keys a query, on average, takes (n + this) / n of the time
-    chunk_seconds: float = 2e-5  # of a pipeline, for every pass of a row through a chunk of its layers: thin ones add up
+    chunk_seconds: float = (
+        2e-5  # of a pipeline, for every pass of a row through a chunk of its layers: thin ones add up
+    )
 
     memory: float = 0.90  # element-wise work and the optimizer
     collectives: float = 0.80
