@@ -85,6 +85,10 @@ def _load_without_extension() -> None:
     transformer_engine.common.load_framework_extension = lambda framework: None
     import transformer_engine.pytorch
 
+    from transformer_engine.pytorch.module import base, layernorm_linear, linear
+
+    for module in (base, layernorm_linear, linear):  # it is made in autograd's thread, where devices are not rewritten
+        module.get_dummy_wgrad = lambda shape, dtype, zero=False: torch.zeros(shape, dtype=dtype)
     te_distributed: Any = transformer_engine.pytorch.distributed
     te_distributed._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     te_distributed._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)

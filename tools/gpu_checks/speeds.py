@@ -64,7 +64,7 @@ def _product(
     right = torch.randn(outputs, inputs, device=device, dtype=torch.bfloat16)
     took = seconds(lambda: left @ right.t(), device, for_seconds=0.5 if device.type == "cuda" else 0.1)
     share = ASSUMPTIONS.linear * inputs / (inputs + ASSUMPTIONS.product_depth)
-    low, high = _bounds(share, hardware and hardware.bf16_flops / 1e12)
+    low, high = _bounds(share, None if hardware is None else hardware.bf16_flops / 1e12)
     rate = 2 * tokens * outputs * inputs / took / 1e12
     yield within("rates", f"bf16 product, {name} {shape}", rate, low, high, unit="TFLOP/s", means=SLOW)
 
@@ -73,7 +73,7 @@ def _copy(device: torch.device, hardware: Hardware | None) -> Iterator[Finding]:
     source = torch.empty(1 << (30 if device.type == "cuda" else 24), device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
     took = seconds(lambda: target.copy_(source), device, for_seconds=0.3 if device.type == "cuda" else 0.1)
-    low, high = _bounds(ASSUMPTIONS.memory, hardware and hardware.memory_bandwidth / 1e12)
+    low, high = _bounds(ASSUMPTIONS.memory, None if hardware is None else hardware.memory_bandwidth / 1e12)
     yield within("rates", "memory, a copy", 2 * source.numel() / took / 1e12, low, high, unit="TB/s", means=SLOW)
 
 
@@ -110,7 +110,7 @@ def _collectives(hardware: Hardware | None) -> Iterator[Finding]:
     context = processes.get_context("spawn")
     results = context.SimpleQueue()
     processes.spawn(_all_reduce, args=(ranks, results), nprocs=ranks)
-    low, high = _bounds(ASSUMPTIONS.collectives, hardware and hardware.node_bandwidth / 1e9)
+    low, high = _bounds(ASSUMPTIONS.collectives, None if hardware is None else hardware.node_bandwidth / 1e9)
     yield within("rates", f"all-reduce over {ranks} GPUs", results.get(), low, high, unit="GB/s", means=WIRES)
 
 
