@@ -84,7 +84,6 @@ def _load_without_extension() -> None:
         import transformer_engine.common
     transformer_engine.common.load_framework_extension = lambda framework: None
     import transformer_engine.pytorch
-
     from transformer_engine.pytorch.module import base, layernorm_linear, linear
 
     for module in (base, layernorm_linear, linear):  # it is made in autograd's thread, where devices are not rewritten
