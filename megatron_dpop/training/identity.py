@@ -119,8 +119,8 @@ def write_identity(folder: Path, identity: Identity) -> None:
 def check_before_start(config: Config, inputs: Inputs) -> None:
     """What one process can tell soon: all but whether the weights are those that the run began with."""
     run = Path(config.run.dir)
-    began = read_identity(run)
-    if began is not None and has_checkpoint(run / "checkpoints"):
+    began = read_identity(run) if has_checkpoint(run / "checkpoints") else None
+    if began is not None:
         check_same(began, identify(config, inputs, digests_here, with_weights=False), run)
 
 

@@ -135,9 +135,9 @@ class Run:
         Raises UserError where a run is to go on with other files than it began with.
         """
         goes_on = has_checkpoint(self.folder.checkpoints)
-        began = read_identity(self.folder.path)
+        began = read_identity(self.folder.path) if goes_on else None
         identity = self.identity
-        if began is not None and goes_on:
+        if began is not None:
             check_same(began, identity, self.folder.path)
         if self.config.lora is not None:
             trained = adapter_parameters(self.inputs.architecture, self.config.lora)

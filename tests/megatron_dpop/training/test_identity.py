@@ -52,10 +52,10 @@ def _edit(path: Path, change: Callable[[str], str]) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def _flip_in_the_middle(path: Path) -> None:
+def _flip_inside(path: Path) -> None:
     status = path.stat()
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) * 995 // 1000] ^= 1  # in a layer, which no sample of a file's beginning and end would see
     path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
@@ -72,7 +72,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "data.train: .*pairs.jsonl has changed since the run in .* began, .*; restore .* or choose a new run.dir",
     ),
     "weights": (
-        lambda world: _flip_in_the_middle(world / "models" / "a" / "hf" / "model.safetensors"),
+        lambda world: _flip_inside(world / "models" / "a" / "hf" / "model.safetensors"),
         "model.path: model.safetensors has changed since",
     ),
     "tokenizer": (
@@ -175,11 +175,16 @@ def test_policy_and_reference_may_have_one_name_and_new_times(world: Path) -> No
 
 
 def test_a_kept_reference_of_weights_that_differ_in_one_bit_is_refused(world: Path) -> None:
-    """The bit stands where a sample of the file's beginning and end would not see it."""
-    reference = world / "models" / "b" / "hf"
-    cached = {"reference": {"model": str(reference), "cache": str(world / "reference")}}
-    tree, other = _tree(world) | cached, _tree(world, run="other") | cached
-    flip = partial(_flip_in_the_middle, reference / "model.safetensors")
-    first, changed = run_ranks(run_here, 1, tree, flip, other)[0]
+    """The bit stands where a sample of the first and last MiB of its file would not see it."""
+    policy = write_model(world / "policy", num_hidden_layers=2, vocab_size=40_001)
+    reference = Path(shutil.copytree(policy, world / "reference"))
+    weights = reference / "model.safetensors"
+    assert weights.stat().st_size > 16 << 20
+    sections = {
+        "model": {"path": str(policy)},
+        "reference": {"model": str(reference), "cache": str(world / "cached")},
+    }
+    tree, other = _tree(world) | sections, _tree(world, run="other") | sections
+    first, changed = run_ranks(run_here, 1, tree, partial(_flip_inside, weights), other)[0]
     assert first.error is None
     assert "train.safetensors was made from other weights" in (changed.error or "it went on")
