@@ -14,7 +14,7 @@ _EXAMPLES = """examples:
   checkpoint-convert megatron-to-hf runs/dpop/checkpoints exported --dtype bf16
   checkpoint-convert megatron-to-hf runs/lora/checkpoints merged
   checkpoint-convert megatron-to-hf runs/lora/checkpoints adapter --adapter
-  checkpoint-convert megatron-to-hf megatron-lm/checkpoints exported --from-args llama
+  checkpoint-convert megatron-to-hf megatron-lm/checkpoints from-megatron-lm --from-args llama
   checkpoint-convert verify models/Qwen2.5-7B checkpoints/Qwen2.5-7B
 """
 
