@@ -178,7 +178,7 @@ def _tokenise_rows(
     notes = Notes(plain=recipe.plain, media=layout.media)
     for where, values in rows:
         try:
-            found = _usable(records_of(layout, values, notes), recipe.kind, where, tally)
+            found = _usable(records_of(layout, values, notes), recipe.kind, where, tally, notes)
         except BadRowError as problem:
             _leave_out(recipe, tally, where, problem)
             continue
@@ -202,7 +202,7 @@ def _tokenise_rows(
     return record_batch(kept), tally
 
 
-def _usable(records: list[Record], kind: Kind, where: str, tally: Tally) -> list[Record]:
+def _usable(records: list[Record], kind: Kind, where: str, tally: Tally, notes: Notes) -> list[Record]:
     """The records as the loss takes them; what is left out of them without a fault is counted."""
     usable: list[Record] = []
     for record in records:
@@ -213,7 +213,7 @@ def _usable(records: list[Record], kind: Kind, where: str, tally: Tally) -> list
         else:
             usable += used
     if not records:
-        tally.rows_left_out.append([where, "nothing of it can be used"])
+        tally.rows_left_out.append([where, notes.last_reason])
     return usable
 
 

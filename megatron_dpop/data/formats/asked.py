@@ -1,7 +1,7 @@
 """What an answer answers: the prompt with its system text, history, tools and the template's arguments."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..records import (
@@ -17,7 +17,7 @@ from ..records import (
     tools_of,
 )
 from .fields import Fields, Notes
-from .transcripts import is_transcript, open_transcript
+from .transcripts import nemo_prompt, open_transcript
 from .turns import said, turns_of
 
 LEADING = ("system", "developer")
@@ -29,6 +29,7 @@ class Asked:
     prompt: Prompt
     tools: tuple[dict[str, Any], ...] | None
     template_kwargs: dict[str, Any]
+    was_transcript: bool = False  # blanks before an answer belong to the mark that it follows
 
     def answered(
         self,
@@ -39,6 +40,8 @@ class Asked:
         scores: tuple[float, ...] | None = None,
     ) -> Record:
         """The checked record; `names` are the fields that the completions came from."""
+        if self.was_transcript:
+            completions = tuple(text.lstrip() if isinstance(text, str) else text for text in completions)
         record = Record(
             self.prompt, completions, preferred, scores, tools=self.tools, template_kwargs=self.template_kwargs
         )
@@ -56,8 +59,9 @@ def asked(fields: Fields, notes: Notes) -> Asked:
     prompt: Prompt = said(value, name)
     if isinstance(prompt, str):
         prompt = _with_input(fields, prompt)
-        if not notes.plain and is_transcript(prompt):
-            prompt = open_transcript(prompt) or prompt
+        messages = None if notes.plain else open_transcript(prompt) or nemo_prompt(prompt)
+        if messages is not None:
+            return replace(_asked(fields, notes, messages), was_transcript=True)
     return _asked(fields, notes, prompt)
 
 

@@ -62,6 +62,11 @@ class Notes:
     media: str = ""  # the file's column of images, videos or sounds
     unused: Counter[str] = field(default_factory=Counter)  # what -> rows
     left_out: Counter[str] = field(default_factory=Counter)  # reason -> rows or completions
+    last_reason: str = ""
+
+    def leave_out(self, reason: str) -> None:
+        self.left_out[reason] += 1
+        self.last_reason = reason
 
 
 def is_empty(value: Any) -> bool:

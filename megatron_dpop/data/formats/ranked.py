@@ -80,7 +80,7 @@ def _ranked(fields: Fields, notes: Notes, answers: list[Completion], scores: lis
     best_of: dict[str, tuple[float, Completion, int]] = {}
     for index, (answer, score) in enumerate(zip(answers, scores, strict=True)):
         if score is None:
-            notes.left_out[UNRATED] += 1
+            notes.leave_out(UNRATED)
             continue
         key = identity(answer)
         best = max(score, best_of[key][0]) if key in best_of else score

@@ -18,7 +18,7 @@ def labelled(fields: Fields, notes: Notes) -> list[Record]:
     """A completion, or a whole conversation, and its label (KTO)."""
     label, name = fields.need("label"), fields.name("label")
     if is_missing_number(label):
-        notes.left_out[UNLABELLED] += 1
+        notes.leave_out(UNLABELLED)
         return []
     good = label_of(label, name)
     role = "completion" if "completion" in fields.columns else "messages"
@@ -63,9 +63,9 @@ def every_answer(fields: Fields, notes: Notes) -> list[Record]:
             continue
         found += 1
         if _is_excluded(turn):
-            notes.left_out[NOT_TRAINED] += 1
+            notes.leave_out(NOT_TRAINED)
         elif index == 0 and not (fields.has("system") or fields.has("history")):
-            notes.left_out[OPENING] += 1
+            notes.leave_out(OPENING)
         else:
             prompt = after(fields, notes, turns[:index])
             records.append(prompt.answered((answer_of((turn,)),), (True,), (f"{name}[{index}]",)))

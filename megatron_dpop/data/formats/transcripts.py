@@ -21,10 +21,18 @@ def is_transcript(text: str) -> bool:
 
 def open_transcript(text: str) -> tuple[Message, ...] | None:
     """The messages of a prompt that ends where the assistant is to begin; None where the text is no such thing."""
-    turns = _split(text)
+    turns = _split(text) if is_transcript(text) else None
     if turns is None or len(turns) < 2 or turns[-1]["role"] != "assistant" or turns[-1]["content"]:
         return None
     return tuple(turns[:-1])
+
+
+def nemo_prompt(text: str) -> tuple[Message, ...] | None:
+    """The messages of a prompt that begins with the user's text and has NeMo's marks before later turns (HelpSteer)."""
+    if text.startswith(_NEMO_START) or f"{_NEMO_TURN}Assistant\n" not in text:
+        return None
+    turns = _nemo(f"{_NEMO_START}{_NEMO_TURN}User\n{text}")
+    return tuple(turns) if turns and turns[-1]["role"] == "user" else None
 
 
 def whole_transcript(text: str) -> tuple[Message, ...] | None:

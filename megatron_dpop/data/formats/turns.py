@@ -35,7 +35,8 @@ def turns_of(value: Any, field: str) -> tuple[Message, ...]:
 def said(value: Any, field: str) -> str | tuple[Message, ...]:
     """What a column of text or messages holds."""
     if isinstance(value, str):
-        return text_of(value, field)
+        written = _written_out(value)
+        return text_of(value, field) if written is None else turns_of(written, field)
     if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
         if len(value) > 1:
             raise BadRowError(f"`{field}` is a list of {len(value)} strings; one text, or messages, are needed")
@@ -43,6 +44,23 @@ def said(value: Any, field: str) -> str | tuple[Message, ...]:
     if not isinstance(value, (list, Mapping)):
         raise BadRowError(f"`{field}` is {kind_of(value)}; a string is needed")
     return turns_of(value, field)
+
+
+def _written_out(text: str) -> list[Any] | None:
+    """Messages that stand as JSON text in a column of text (CSV has no other); None of any other text."""
+    if not text.startswith(("[{", "[ {")):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    are_turns = all(
+        isinstance(entry, Mapping)
+        and any(key in entry for key in _SPEAKER_KEYS)
+        and any(key in entry for key in _TEXT_KEYS)
+        for entry in value
+    )
+    return value if are_turns else None
 
 
 def _entries(value: Any, field: str) -> list[Any]:

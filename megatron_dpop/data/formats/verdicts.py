@@ -28,11 +28,11 @@ def judged(how: Judged) -> Callable[[Fields, Notes], list[Record]]:
     def records(fields: Fields, notes: Notes) -> list[Record]:
         verdict, name = fields.need("verdict"), fields.name("verdict")
         if is_missing_number(verdict):
-            notes.left_out[UNJUDGED] += 1
+            notes.leave_out(UNJUDGED)
             return []
         better = how.better(verdict, name)
         if better is None:
-            notes.left_out[TIE] += 1
+            notes.leave_out(TIE)
             return []
         roles = ("first", "second")
         order = (roles[better], roles[1 - better])

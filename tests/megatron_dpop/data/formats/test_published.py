@@ -1,0 +1,198 @@
+"""Shapes that publishers use for pairs, verdicts, ratings and labels, and what cannot be told."""
+
+import re
+from typing import Any
+
+import pytest
+
+from megatron_dpop.data.formats import Notes
+from megatron_dpop.data.kinds import as_kind
+from megatron_dpop.data.records import BadRowError
+
+from .test_recognise import USER, read, says
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+CALL_TURN = {"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'}
+HUMAN = {"from": "human", "value": "Q"}
+
+# row -> (prompt, better, worse)
+PAIRS: dict[str, tuple[dict[str, Any], Any]] = {
+    "capybara-dpo": (
+        {"conversation": [{"input": "Q", "output": "x"}], "prompt": "Q", "chosen": [USER, says("a")]}
+        | {"rejected": [USER, says("b")]},
+        (USER,),
+    ),
+    "distilabel": ({"system": "", "input": "Q", "chosen": "a", "rejected": "b", "generations": ["a", "b"]}, "Q"),
+    "ShareGPT pair": (
+        {
+            "conversations": [HUMAN, CALL_TURN, {"from": "observation", "value": "7"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+        (USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "7"}),
+    ),
+    "ms-swift messages": ({"messages": [USER, says("a")], "rejected_messages": [USER, says("b")]}, (USER,)),
+    "ms-swift query": (
+        {"query": "Q", "response": "a", "rejected_response": "b", "history": [["h", "i"]]},
+        ({"role": "user", "content": "h"}, says("i"), USER),
+    ),
+    "HelpSteer3": ({"context": [USER], "response1": "b", "response2": "a", "overall_preference": 2}, (USER,)),
+    "HelpSteer2-preference": (
+        {"prompt": "Q", "response_1": "a", "response_2": "b", "preference_strength": -1},
+        "Q",
+    ),
+    "Nectar": (
+        {
+            "prompt": "\n\nHuman: Q\n\nAssistant: x\n\nHuman: Q\n\nAssistant: ",
+            "answers": [{"answer": "b", "rank": 2.0}, {"answer": "a", "rank": 1.0}],
+        },
+        (USER, says("x"), USER),
+    ),
+    "a transcript as the prompt": ({"prompt": "Human: Q\n\nAssistant:", "chosen": " a", "rejected": " b"}, (USER,)),
+    "Vicuna": ({"prompt": "USER: Q ASSISTANT:", "chosen": "a", "rejected": "b"}, (USER,)),
+    "a transcript that repeats itself": (
+        {"prompt": "\n\nHuman: Q\n\nAssistant:"}
+        | {"chosen": "\n\nHuman: Q\n\nAssistant: a", "rejected": "\n\nHuman: Q\n\nAssistant: b"},
+        (USER,),
+    ),
+    "SHP": ({"history": "Q", "human_ref_A": "b", "human_ref_B": "a", "labels": 0}, "Q"),
+    "Chatbot Arena": (
+        {"winner": "model_b", "conversation_a": [USER, says("b")], "conversation_b": [USER, says("a")]},
+        (USER,),
+    ),
+    "AlpacaFarm": ({"instruction": "Q", "input": "i", "output_1": "b", "output_2": "a", "preference": 2}, "Q\n\ni"),
+    "Stack Exchange": ({"question": "Q", "response_j": "a", "response_k": "b"}, "Q"),
+    "JSON in a table of text": (
+        {"prompt": "Q", "chosen": '[{"role": "assistant", "content": "a"}]', "rejected": "b"},
+        "Q",
+    ),
+    "NeMo-RL": (
+        {"context": [USER]}
+        | {"completions": [{"rank": 1, "completion": [says("b")]}, {"rank": 0, "completion": [says("a")]}]},
+        (USER,),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs(name: str) -> None:
+    row, prompt = PAIRS[name]
+    _, (record,) = read(row)
+    (pair,) = as_kind(record, "pair")
+    assert not isinstance(pair, str)
+    assert (pair.prompt, pair.completions, pair.preferred) == (prompt, ("a", "b"), (True, False))
+
+
+def test_rated_rows_of_a_conversation_in_nemo_marks() -> None:
+    prompt = "Q\n<extra_id_1>Assistant\nx\n<extra_id_1>User\nQ"
+    _, (record,) = read(
+        {"prompt": prompt, "response": "a", "helpfulness": 4}, {"prompt": prompt, "response": "b", "helpfulness": 1}
+    )
+    assert record.prompt == (USER, says("x"), USER)
+    assert record.scores == (4.0, 1.0)
+
+
+def test_an_answer_can_be_a_call_and_bare_tools_are_wrapped() -> None:
+    described = '[{"name": "f", "description": "d", "parameters": {}}]'
+    row = {"conversations": [HUMAN], "chosen": CALL_TURN, "rejected": {"from": "gpt", "value": "b"}, "tools": described}
+    _, (record,) = read(row)
+    assert record.completions == (({"role": "assistant", "content": "", "tool_calls": [CALL]},), "b")
+    assert record.tools == (
+        {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}},
+    )  # fmt: skip
+
+
+def test_parts_of_reasoning_calls_and_text() -> None:
+    parts = [
+        {"type": "reasoning", "value": "hm"},
+        {"type": "text", "value": "a"},
+        {"type": "tool_call", "value": CALL_TURN["value"]},
+    ]
+    user = {"role": "user", "content": [{"type": "text", "value": "Q"}]}
+    _, (record,) = read({"messages": [user, {"role": "assistant", "content": parts}]})
+    answer = {"role": "assistant", "content": "a", "reasoning_content": "hm", "tool_calls": [CALL]}
+    assert (record.prompt, record.completions) == ((USER,), ((answer,),))
+
+
+def test_sft_never_imitates_what_is_labelled_false() -> None:
+    for row in (
+        {"messages": [USER, says("a")], "label": False},
+        {"prompt": "Q", "response": "a", "label": 0},
+        {"completion": [USER, says("a")], "label": "undesirable"},
+        {"conversations": [HUMAN, {"from": "gpt", "value": "a"}], "kto_tag": False},
+    ):
+        _, (record,) = read(row)
+        assert as_kind(record, "single") == [record]
+        assert as_kind(record, "sft") == "labelled as not preferred"
+    notes = Notes()
+    turns = [USER, {**says("a"), "loss": False}, USER, {**says("b"), "loss": True}]
+    _, (record,) = read({"messages": turns}, notes=notes)
+    assert len(record.prompt) == 3
+    assert notes.left_out.total() == 1
+
+
+def test_ties_and_what_has_no_rating_are_left_out_and_counted() -> None:
+    notes = Notes()
+    read({"context": [USER], "response1": "a", "response2": "b", "overall_preference": 0}, notes=notes)
+    read({"prompt": "Q", "responses": ["a", "b"], "scores": [None, None]}, notes=notes)
+    read({"prompt": "Q", "completion": "a", "label": None}, notes=notes)
+    assert list(notes.left_out.values()) == [1, 2, 1]
+    _, (record,) = read({"instruction": "Q", "generations": ["a", "b", "c"], "ratings": ["5", "N/A", 1]})
+    assert record.completions == ("a", "c")
+
+
+def test_plain_text_keeps_transcripts() -> None:
+    row = {"chosen": "\n\nHuman: Q\n\nAssistant: a", "rejected": "\n\nHuman: Q\n\nAssistant: b"}
+    _, (record,) = read(row, notes=Notes(plain=True))
+    assert (record.prompt, record.completions) == ("\n\nHuman: Q\n\nAssistant:", (" a", " b"))
+
+
+UNCLEAR: dict[str, tuple[dict[str, Any], str]] = {
+    "two prompts": (
+        {"prompt": "Q", "question": "R", "chosen": "a", "rejected": "b"},
+        "both `prompt` and `question` could be the prompt; say which one is: columns: {prompt: prompt} or columns: "
+        "{prompt: question}",
+    ),
+    "a question about a text": (
+        {"context": "P", "question": "Q", "chosen": "a", "rejected": "b"},
+        "both `question` and `context` could be the prompt",
+    ),
+    "two verdicts": (
+        {"prompt": "Q", "response_0": "a", "response_1": "b", "better_response_id": 1, "safer_response_id": 0},
+        "columns: {verdict: better_response_id} or columns: {verdict: safer_response_id}",
+    ),
+    "two demonstrations": (
+        {"problem": "Q", "solution": "z", "messages": [USER, says("a")]},
+        "two readings are possible: columns: {messages: messages} or columns: {completion: solution}",
+    ),
+    "two systems": (
+        {"system": "S", "system_prompt": "T", "prompt": "Q", "chosen": "a", "rejected": "b"},
+        "both `system` and `system_prompt` could be the system",
+    ),
+    "no known names": (
+        {"user_query": "Q", "response_preferred": "a", "response_dispreferred": "b"},
+        "did you mean columns: {prompt: user_query, chosen: response_preferred, rejected: response_dispreferred}?",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNCLEAR)
+def test_what_cannot_be_told_is_asked(name: str) -> None:
+    row, message = UNCLEAR[name]
+    with pytest.raises(BadRowError, match=re.escape(message)):
+        read(row)
+
+
+def test_a_mapping_settles_it() -> None:
+    _, (record,) = read(UNCLEAR["two prompts"][0], prompt="question")
+    assert record.prompt == "R"
+    _, (record,) = read(UNCLEAR["two verdicts"][0], verdict="safer_response_id")
+    assert record.completions == ("a", "b")
+    _, (record,) = read(UNCLEAR["two demonstrations"][0], completion="solution")
+    assert record.completions == ("z",)
+
+
+def test_two_names_of_the_same_are_no_matter() -> None:
+    layout, (record,) = read({"problem": "Q", "solution": "a", "messages": [USER, says("a")]})
+    assert layout.form.name == "chat messages"
+    assert record.completions == ("a",)
