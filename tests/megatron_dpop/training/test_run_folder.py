@@ -1,5 +1,6 @@
 """What may change between the starts of a run: the code's list is the documents', and the only one."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 
 from checkpoint_convert.errors import UserError
 from megatron_dpop.config.load import config_from_dict
+from megatron_dpop.data.load import Source, load_dataset
 from megatron_dpop.training.run_folder import FREE_TO_CHANGE, FREE_TO_GROW, RunFolder
-from tests.tiny import write_config
+from tests.tiny import write_config, write_tokenizer
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "resume.md"
 
@@ -74,3 +76,21 @@ def test_a_key_that_a_newer_version_adds_is_no_change(tmp_path: Path) -> None:
     kept = [line for line in config.read_text().splitlines() if "too_long" not in line and "share_prefix" not in line]
     config.write_text("\n".join(kept) + "\n")
     folder.check()
+
+
+def test_rows_that_gave_no_example_are_listed(tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    write_tokenizer(tokenizer)
+    rows = [{"prompt": "w1", "chosen": "w2", "rejected": "w3"}] * 3 + [{"prompt": "w1", "chosen": "w2"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = Source(tmp_path / "a.jsonl")
+    options = {"max_tokens": 64, "bad_rows": "drop", "bad_rows_limit": 0.5, "workers": 1, "progress": False}
+    folder = _folder(tmp_path)
+    folder.write_start(world_size=1)
+    folder.write_rows_left_out({"train": load_dataset([source], tokenizer, **options), "validation": None})
+    assert json.loads(folder.rows_left_out.read_text()) == {
+        "data": "train",
+        "source": str(tmp_path / "a.jsonl"),
+        "row": "line 4",
+        "reason": "missing `rejected`",
+    }
