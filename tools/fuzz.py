@@ -16,6 +16,7 @@ from fuzzing.kinds import KINDS
 from fuzzing.session import try_inputs
 
 SHOWN = 20
+PROGRESS_EVERY = 500
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tried, found, kinds = 0, 0, Counter[str]()
     for finding in try_inputs(names, seed, first=options.number or 0, seconds=seconds, count=count):
         tried += 1
+        if tried % PROGRESS_EVERY == 0:
+            print(f"{tried} inputs, {found} findings", flush=True)
         if finding is None:
             continue
         found += 1
