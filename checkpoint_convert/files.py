@@ -23,15 +23,19 @@ _SYNC_FILE_RANGE_WRITE = 2
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is synced and renamed to `path`, else removed."""
+def replacing(path: Path, *, sync_folder: bool = True) -> Iterator[Path]:
+    """
+    Yields a temporary path beside `path`; on success it is synced and renamed to `path`, else removed. Whoever writes
+    several files into a folder need sync the folder only once, after the last.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
-        sync(path.parent)
+        if sync_folder:
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -5,9 +5,13 @@ from pathlib import Path
 
 _RESAVE = "load it where it was saved and save it again with --ckpt-format torch_dist"
 
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+
 
 def foreign_format(folder: Path) -> str | None:
     """What a folder holds that cannot be read here, and what to do; None where no such format is recognised."""
+    if (folder / "config.json").is_file() and any((folder / name).is_file() for name in _WEIGHTS):
+        return None  # whatever a trainer left beside them
     if any(folder.glob("mp_rank_*/model_optim_rng.pt")) or any(folder.glob("mp_rank_*/model_rng.pt")):
         return (
             "is a checkpoint in Megatron-LM's legacy torch format (mp_rank_*/model_optim_rng.pt); load it in "

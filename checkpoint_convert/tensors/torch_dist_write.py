@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_convert.architectures.architecture import Architecture, LinearScaling, RopeScaling, YarnScaling
-from checkpoint_convert.files import replacing, write_text
+from checkpoint_convert.files import replacing
 from checkpoint_convert.tensors.archive import tensor_call, write_object_archive
 from checkpoint_convert.tensors.pickle_write import Call, Name, dumps
 from checkpoint_convert.tensors.pickles import DTYPES
@@ -58,11 +58,12 @@ def write_checkpoint_files(folder: Path, architecture: Architecture, chunks: Ite
     places: dict[Any, Any] = {}
     _add_tensors(entries, places, architecture, chunks)
     _write_extra_states(folder, entries, places, architecture)
-    with replacing(folder / "common.pt") as temporary, open(temporary, "wb") as stream:
+    with replacing(folder / "common.pt", sync_folder=False) as temporary, open(temporary, "wb") as stream:
         write_object_archive(stream, common_state(architecture))
-    with replacing(folder / ".metadata") as temporary:
+    with replacing(folder / ".metadata", sync_folder=False) as temporary:
         temporary.write_bytes(dumps(Call(_metadata("Metadata"), entries, {}, places)))
-    write_text(folder / "metadata.json", json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
+    with replacing(folder / "metadata.json") as temporary:
+        temporary.write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
 
 
 def common_state(a: Architecture) -> dict[str, object]:
@@ -180,7 +181,7 @@ def _write_extra_states(folder: Path, entries: dict[str, Any], places: dict[Any,
     for number, key in enumerate(keys):
         entries[key] = Call(_metadata("BytesStorageMetadata"))
         places[Call(_metadata("MetadataIndex"), key)] = _place(EXTRA_STATE_FILE, number * len(empty), len(empty))
-    with replacing(folder / EXTRA_STATE_FILE) as temporary:
+    with replacing(folder / EXTRA_STATE_FILE, sync_folder=False) as temporary:
         temporary.write_bytes(empty * len(keys))
 
 

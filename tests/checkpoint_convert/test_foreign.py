@@ -99,6 +99,15 @@ def test_other_formats_of_megatron_are_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_trainers_checkpoint_with_the_weights_beside_its_own_is_read(converted: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(converted / "hf", tmp_path / "checkpoint-500"))
+    (folder / "global_step500").mkdir()
+    for name in ("mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        (folder / "global_step500" / name).touch()
+    hf_to_megatron(folder, tmp_path / "megatron", progress=False)
+    assert verify(tmp_path / "megatron", converted / "hf", progress=False).equal
+
+
 @pytest.mark.parametrize(
     ("file", "named"),
     [
