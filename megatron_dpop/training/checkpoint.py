@@ -60,7 +60,7 @@ def resume(engine: Engine, folder: Path, iteration: int) -> None:
         loaded = _load(run_state(engine, iteration, loaded_from=saved), saved, common=True)
         _fill(engine.modules, loaded)
         engine.optimizer.load_state_dict(loaded["optimizer"])
-    engine.scheduler.step(increment=iteration - engine.scheduler.num_steps)  # from wherever it was left
+    engine.scheduler.step(increment=iteration)
 
 
 def run_state(engine: Engine, iteration: int, *, loaded_from: Path | None = None) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Digests of files by one process, or by all ranks together."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +25,24 @@ def digests_by_all_ranks(paths: Iterable[Path]) -> dict[Path, str]:
 
     Raises UserError, on all ranks, for a file that one of them cannot read.
     """
-    return SharedDigests(paths).result()
-
-
-class SharedDigests:
-    """The same while something else is done: each rank's share is read by threads until `result` is asked for."""
-
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._pool = ThreadPoolExecutor(1)
-        self._share = self._pool.submit(_share, list(dict.fromkeys(paths)), dist.get_rank(), dist.get_world_size())
-
-    def result(self) -> dict[Path, str]:
-        """Every rank calls it, at the same point."""
-        problem, blocks, hashes = self._share.result()
-        self._pool.shutdown()
-        shares: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, (problem, hashes))
-        for said, _ in shares:
-            if said:
-                raise UserError(said)
-        whole = [b""] * len(blocks)
-        for at, (_, share) in enumerate(shares):
-            whole[at :: len(shares)] = share
-        return joined(blocks, whole)
-
-
-def _share(paths: list[Path], rank: int, ranks: int) -> tuple[str, list[Block], list[bytes]]:
-    """Why it cannot be read, or nothing; all blocks; the hashes of this rank's."""
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    blocks: list[Block] = []
+    hashes: list[bytes] = []
+    problem = ""
     try:
-        blocks = blocks_of(paths)
-        return "", blocks, hash_blocks(blocks[rank::ranks])
+        blocks = blocks_of(dict.fromkeys(paths))
+        hashes = hash_blocks(blocks[rank::ranks])
     except OSError as error:
-        return _unreadable(error), [], []
+        problem = _unreadable(error)
+    shares: list[Any] = [None] * ranks
+    dist.all_gather_object(shares, (problem, hashes))
+    for said, _ in shares:
+        if said:
+            raise UserError(said)
+    whole = [b""] * len(blocks)
+    for at, (_, share) in enumerate(shares):
+        whole[at::ranks] = share
+    return joined(blocks, whole)
 
 
 def named_digests(files: dict[str, Path], digests: Digests) -> dict[str, str]:

@@ -26,7 +26,7 @@ def _tree(world: Path, run: str, *, steps: int, **sections: object) -> dict:
         world,
         world / "model",
         precision={"params": "bf16"},
-        optimizer={"schedule": "constant", "warmup_steps": 3 if steps > 3 else 1},
+        optimizer={"schedule": "constant", "warmup_steps": 1},
         train={"steps": steps},
         checkpoint={"every": 2, "keep": 2, **sections.pop("checkpoint", {})},  # type: ignore[dict-item]
         run={"dir": str(world / run)},
