@@ -69,6 +69,14 @@ METRICS = (
     Metric("data/shared_fraction", "Tokens saved by prefix sharing", style="percent"),
     Metric("data/consumed_pairs", "Pairs consumed", unit="pairs", zero=""),
     Metric("perf/step_seconds", "Step time", unit="s", zero=""),
+    Metric(
+        "perf/straggler",
+        "Slowest rank's time",
+        "Until it has computed its share of a step, over the median of all ranks; those that share a model replica "
+        "wait for each other within it",
+        zero="",
+    ),
+    Metric("perf/slowest_rank", "Slowest rank", zero=""),
     Metric("perf/tokens_per_second", "Token throughput", unit="tokens/s", zero=""),
     Metric("perf/model_tflops_per_device", "Model FLOPs per device", unit="TFLOP/s", zero=""),
     Metric("perf/mfu", "Model FLOP utilisation", style="percent"),

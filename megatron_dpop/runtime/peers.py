@@ -1,4 +1,4 @@
-"""Ends this process soon after another node has fallen silent.
+"""Ends this process soon after another rank of its node (`runtime.beats`), or another node, has fallen silent.
 
 A process that dies resets its connections, and whoever talks to it fails at once. A machine that loses its power or its
 network says nothing: NCCL and gloo then wait until their own timeout, half an hour. So each node writes a beat into
@@ -6,6 +6,7 @@ the store that the ranks met in, and reads the others'.
 """
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from megatron_dpop.runtime import exits
+from megatron_dpop.runtime.beats import Board, NodeWatch
 from megatron_dpop.runtime.rank import Node, Rank
 from megatron_dpop.runtime.rendezvous import master_address
 
@@ -24,8 +26,45 @@ SILENT_SECONDS = 30.0  # longer than anything that keeps Python from running a t
 
 @contextmanager
 def watching_peers() -> Iterator[None]:
-    """Watches the other nodes within it. Every rank must enter and leave it; one a node does the work."""
+    """Watches the other ranks of this node, and the other nodes, within it. Every rank must enter and leave it."""
     rank, node = Rank.from_environment(), Node.from_environment()
+    with _watching_node(rank, node), _watching_nodes(rank, node):
+        yield
+
+
+@contextmanager
+def _watching_node(rank: Rank, node: Node) -> Iterator[None]:
+    """Every rank watches, and has the memory that the first one of the node has made."""
+    ranks = rank.local_world_size or 1
+    if ranks == 1:
+        yield
+        return
+    store = dist.PrefixStore(f"beats/{node.number}", dist.distributed_c10d._get_default_store())
+    watch = None
+    try:
+        if rank.local_rank == 0:
+            descriptor = os.memfd_create("megatron-dpop-beats")
+            store.set("board", f"/proc/{os.getpid()}/fd/{descriptor}")
+        else:
+            descriptor = os.open(store.get("board").decode(), os.O_RDWR | os.O_CLOEXEC)
+        board = Board(descriptor, ranks)
+        watch = NodeWatch(board, rank.local_rank, rank.rank - rank.local_rank, say=_say, lost=_end)
+    except OSError as error:  # ranks that are kept from each other's files, as in a container each
+        _say(f"warning: the ranks of this node cannot watch each other ({error.strerror})")
+    dist.barrier()  # all have the memory
+    if watch is not None:
+        watch.start()
+    try:
+        yield
+        dist.barrier()  # whoever leaves from here on is not missed
+    finally:
+        if watch is not None:
+            watch.stop()
+
+
+@contextmanager
+def _watching_nodes(rank: Rank, node: Node) -> Iterator[None]:
+    """One rank a node does the work."""
     if node.count == 1:
         yield
         return
@@ -109,6 +148,10 @@ class PeerWatch:
             if self._exchanged - heard > self._silent_seconds:
                 return f"node {node}"
         return None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _end(message: str) -> None:

@@ -3,13 +3,14 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from megatron_dpop.config.schema import ParallelConfig
+from megatron_dpop.runtime.beats import working_alone
 from megatron_dpop.runtime.devices import on_gpu, prepare_device
 from megatron_dpop.runtime.rank import Rank
 from megatron_dpop.runtime.rendezvous import meet
@@ -57,7 +58,8 @@ def first_rank_works() -> Iterator[bool]:
     In any other collective they would wait no longer than its group's timeout.
     """
     group = dist.new_group(backend="gloo", timeout=LONGEST_WORK)
-    yield dist.get_rank() == 0
+    with working_alone() if dist.get_rank() == 0 else nullcontext():
+        yield dist.get_rank() == 0
     dist.barrier(group=group)
     dist.destroy_process_group(group)
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from megatron_dpop.config import Config
 from megatron_dpop.health import Sighting
 from megatron_dpop.losses.registry import Loss
+from megatron_dpop.runtime.beats import step_took
 from megatron_dpop.runtime.stop import StoppedError, StopRequest, UnhealthyError
 from megatron_dpop.training.batches import StepData
 from megatron_dpop.training.complete import iteration_name
@@ -22,6 +23,7 @@ from megatron_dpop.training.reruns import Reruns
 from megatron_dpop.training.run_folder import RunFolder
 from megatron_dpop.training.saving import Saver
 from megatron_dpop.training.step import train_step
+from megatron_dpop.training.straggler import Stragglers
 from megatron_dpop.training.validation import validate
 from megatron_dpop.training.weights_and_biases import WandbRun
 
@@ -45,6 +47,7 @@ class Loop:
         self.heartbeat = heartbeat
         self.stop = stop
         self.loss = loss
+        self.stragglers = Stragglers()
         self.reruns = Reruns(config.train.rerun, folder.rejected_results)
         self.wandb = wandb
         self.recorder: Recorder | None = None
@@ -86,6 +89,9 @@ class Loop:
                     self._write(values)
                 bar.update(step + 1, summary(values), line=logged)
                 self.heartbeat.beat("training", step=step + 1, steps=steps)
+                step_took(trained["perf/step_seconds"])
+                if (slow := self.stragglers.observe(trained)) is not None:
+                    self.console.say(slow)
                 if self.stop.agreed or (step + 1) % self.config.checkpoint.every == 0 or step + 1 == steps:
                     self.saver.save(step + 1)
                 self.saver.poll()

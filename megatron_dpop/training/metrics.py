@@ -12,12 +12,14 @@ from torch import Tensor
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
 from megatron_dpop.losses.metric_names import LOSS, metric_names
 from megatron_dpop.losses.registry import Loss
+from megatron_dpop.runtime.beats import waiting
 from megatron_dpop.runtime.devices import to_device
 from megatron_dpop.runtime.stop import StopRequest
 from megatron_dpop.training.batches import Examples, RowBatch
 from megatron_dpop.training.engine import Engine
 from megatron_dpop.training.non_finite import non_finite
 from megatron_dpop.training.sources import of_examples
+from megatron_dpop.training.straggler import StepClock, straggler_metrics
 
 
 class StepMetrics:
@@ -31,6 +33,7 @@ class StepMetrics:
         self.stop = stop or StopRequest()
         self.loss = loss
         self.dataset = dataset
+        self.clock = StepClock()
         self.loss_names = metric_names(loss)
         self.sources = dataset.source_names if len(dataset.source_names) > 1 else ()
         self.names = [
@@ -52,7 +55,8 @@ class StepMetrics:
         return output.losses.sum(), collected
 
     def reduce(self, collected: list[dict[str, Any]]) -> dict[str, float]:
-        """Means by name and `reference/drift` (largest difference of policy and reference), equal on all ranks.
+        """Means by name and `reference/drift` (largest difference of policy and reference), equal on all ranks; within
+        a step which rank is the slowest.
 
         One collective and one copy to the host, which also tell all ranks whether one of them was asked to stop. A
         mean without items is absent.
@@ -65,15 +69,22 @@ class StepMetrics:
             for row in collected:
                 sums += row["sums"]
                 mine.copy_(torch.maximum(mine, row["drift"]))
-        votes = to_device(np.array(self.stop.votes(), dtype=np.float64), self.engine.device)
+        # Times too: each rank's stands at its own place.
+        own_seconds = self.clock.seconds()
+        times = [] if own_seconds is None else [0.0] * dist.get_world_size()
+        if own_seconds is not None:
+            times[dist.get_rank()] = own_seconds
+        votes = to_device(np.array([*times, *self.stop.votes()], dtype=np.float64), self.engine.device)
         vector = torch.cat((sums.flatten(), drifts, votes))
-        dist.all_reduce(vector)
-        *values, asked, unhealthy = vector.tolist()
+        with waiting():
+            dist.all_reduce(vector)
+            *values, asked, unhealthy = vector.tolist()
         self.stop.count([asked, unhealthy])
+        values, times = values[: len(values) - len(times)], values[len(values) - len(times) :]
         means = {name: values[2 * at] / values[2 * at + 1] for at, name in enumerate(self.names) if values[2 * at + 1]}
         if self.loss.needs_reference:
             means["reference/drift"] = max(values[2 * len(self.names) :])
-        return means
+        return means | straggler_metrics(times)
 
     def _sums(self, output: LossOutput) -> Tensor:
         """(sum, count) of each of the loss's metrics, fp64 [metrics, 2]."""

@@ -31,6 +31,7 @@ def train_step(
     source = data.source
     examples = len(source.examples_of_step(step))
     for _ in reruns.attempts():
+        metrics.clock.begin()
         engine.zero_gradients()
         seed_dropout(engine.adapters, engine.groups, seed=source.seed, step=step)
         row_loss = partial(metrics.row_loss, kl=step_kl(data, step, when=f"step {step}"), progress=progress)
