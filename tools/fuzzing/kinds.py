@@ -226,7 +226,7 @@ def _changed_metadata(content: bytes, draw: Random) -> bytes:
     )  # fmt: skip
     object.__setattr__(target, field, draw.choice((mutate.value(draw), [10**15, 16, 16], (2, 10**12), -1)))
     if draw.random() < 0.2:
-        entries[mutate.value(draw) if draw.random() < 0.3 else "x"] = entry
+        entries[draw.choice((*mutate.NUMBERS, None, (), "x")) if draw.random() < 0.3 else "x"] = entry
     try:
         return pickle.dumps(metadata)
     except (TypeError, AttributeError, RecursionError, ValueError):
