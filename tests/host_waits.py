@@ -24,8 +24,20 @@ WAITING = {
 }
 
 
+# A copy of pageable memory waits as well; `megatron_dpop.runtime.devices.to_device` copies pinned memory, and on the
+# CPU calls neither.
+MAKING = {torch.tensor: "tensor(device=)", torch.as_tensor: "as_tensor(device=)"}
+
+
+def _names_device(value: Any) -> bool:
+    return isinstance(value, torch.device) or (isinstance(value, str) and value.split(":")[0] in ("cuda", "cpu"))
+
+
 class HostWaitCounter(TorchFunctionMode):
-    """How often each of `WAITING` was called, by name. Indexing with a mask waits too, and is not seen."""
+    """How often each of `WAITING` was called, by name, and tensors were made or moved onto a device from the host.
+
+    Indexing with a mask waits too, and is not seen.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,4 +48,9 @@ class HostWaitCounter(TorchFunctionMode):
     ) -> Any:
         if func in WAITING:
             self.counts[WAITING[func]] += 1
+        device = (kwargs or {}).get("device")
+        if func in MAKING and device is not None:
+            self.counts[MAKING[func]] += 1
+        if func is torch.Tensor.to and (_names_device(device) or any(map(_names_device, args[1:]))):
+            self.counts["to(device)"] += 1
         return func(*args, **(kwargs or {}))

@@ -34,14 +34,22 @@ class RowRotaryEmbedding(torch.nn.Module):
 
     def forward(self, layout: RowLayout, **_: Any) -> None:
         """Megatron's attention rotates nothing where it is given nothing."""
+        if self.waves[0].device != layout.positions.device:  # at the first row: a copy of its own for each would wait
+            shared = self.sliding_waves is self.waves
+            self.waves = _moved(self.waves, layout.positions.device)
+            self.sliding_waves = self.waves if shared else _moved(self.sliding_waves, layout.positions.device)
         layout.rotation = layout.sliding_rotation = self._rotation(self.waves, layout.positions)
         if self.sliding_waves is not self.waves:
             layout.sliding_rotation = self._rotation(self.sliding_waves, layout.positions)
 
     def _rotation(self, waves: tuple[Tensor, float], positions: Tensor) -> Rotation:
         per_position, factor = waves
-        angles = torch.outer(positions.float(), per_position.to(positions.device))[:, None]
+        angles = torch.outer(positions.float(), per_position)[:, None]
         return Rotation(angles.cos() * factor, angles.sin() * factor, self.interleaved)
+
+
+def _moved(waves: tuple[Tensor, float], device: torch.device) -> tuple[Tensor, float]:
+    return waves[0].to(device), waves[1]
 
 
 def rotate(states: Tensor, rotation: Rotation | None, dtype: torch.dtype) -> Tensor:
