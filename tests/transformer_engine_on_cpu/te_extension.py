@@ -82,11 +82,12 @@ def extension() -> types.ModuleType:
     module.FP8TensorMeta = FP8TensorMeta
     for name, twin in {**te_kernels.TWINS, **te_casts.TWINS}.items():
         setattr(module, name, twin)
-    module.__getattr__ = _absent
+    module.__getattr__ = absent
     return module
 
 
-def _absent(name: str) -> Any:
+def absent(name: str) -> Any:
+    """Of a function without a twin; a table may name it, nothing may call it."""
     if name.startswith("__"):
         raise AttributeError(name)
 

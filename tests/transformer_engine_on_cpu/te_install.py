@@ -88,6 +88,8 @@ def _load_without_extension() -> None:
 
     for module in (base, layernorm_linear, linear):  # it is made in autograd's thread, where devices are not rewritten
         module.get_dummy_wgrad = lambda shape, dtype, zero=False: torch.zeros(shape, dtype=dtype)
+    extensions: Any = transformer_engine.pytorch.cpp_extensions
+    extensions.__getattr__ = te_extension.absent  # it took over the names that there were
     te_distributed: Any = transformer_engine.pytorch.distributed
     te_distributed._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     te_distributed._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
