@@ -19,6 +19,7 @@ def check_precision(config: Config, architecture: Architecture, layout: ModelLay
         "optimizer.state": "bf16" if config.optimizer.state == "bf16" else None,
         "train.offload_activations": config.train.offload_activations,
         "parallel.overlap_tensor": config.parallel.overlap_tensor,
+        "kernels.attention": "cudnn" if config.kernels.attention == "cudnn" else None,
     }
     for key, value in wanted.items():
         if value and not gpu:

@@ -55,6 +55,7 @@ def _check(
         ({"optimizer": {"state": "bf16"}}, "optimizer.state: bf16 needs an NVIDIA GPU"),
         ({"train": {"offload_activations": True}}, "train.offload_activations: true needs"),
         ({"parallel": {"overlap_tensor": True}}, "parallel.overlap_tensor: true needs an NVIDIA GPU"),
+        ({"kernels": {"attention": "cudnn"}}, "kernels.attention: cudnn needs an NVIDIA GPU"),
         ({"precision": {"fp8_params": True}}, "precision.fp8_params: means nothing without precision.fp8"),
     ],
 )

@@ -20,6 +20,10 @@ def _check(sections: dict[str, Any]) -> None:
     ("sections", "message"),
     [
         ({**OVERLAP, "precision": {"fp8": "blockwise"}}, "parallel.overlap_tensor: .* precision.fp8: blockwise"),
+        (
+            {"kernels": {"attention": "cudnn"}, "precision": {"params": "fp32"}},
+            "kernels.attention: .* precision.params: fp32",
+        ),
         ({**OVERLAP, "precision": {"params": "fp32"}}, "parallel.overlap_tensor: .* precision.params: fp32"),
         ({**OVERLAP, "lora": {"rank": 8}}, "parallel.overlap_tensor: .* lora: adapters"),
         (
