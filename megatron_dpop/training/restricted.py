@@ -78,8 +78,13 @@ def load(state: dict[str, Any], folder: Path, *, common: bool) -> dict[str, Any]
 
 def tensors_metadata(folder: Path) -> dict[str, Any]:
     """Megatron's `load_tensors_metadata`: by name, the tensors of a checkpoint without their elements."""
-    with patch.object(torch_strategy, "_get_filesystem_reader", lambda *_, **__: _Reader(folder)):
-        return dict(dist_checkpointing.load_tensors_metadata(str(folder)))
+    try:
+        with patch.object(torch_strategy, "_get_filesystem_reader", lambda *_, **__: _Reader(folder)):
+            return dict(dist_checkpointing.load_tensors_metadata(str(folder)))
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises nearly anything
+        raise _unreadable(folder, error) from None
 
 
 def _unreadable(folder: Path, error: BaseException) -> UserError:
