@@ -134,6 +134,7 @@ class ChatTemplate:
         self._moment = form.moment
         self._environment = _compiled(text, "data.chat_template").environment
         self._draws = random.Random(0)
+        self._may_draw = "random" in text
         if asks_date(text) and text != _DATE_PROBE:
             # Rendering takes the object that was parsed here only by transformers' own caching: so it is tried.
             found = ChatTemplate(tokenizer, _DATE_PROBE, form).render([{"role": "user", "content": _PROBE}], ask=False)
@@ -177,7 +178,8 @@ class ChatTemplate:
         self._environment.globals["strftime_now"] = self._moment.strftime
         self._environment.filters["random"] = self._pick
         self._environment.globals["lipsum"] = _no_filler
-        self._draws.seed(0)
+        if self._may_draw:  # seeding costs a tenth of a short conversation's rendering
+            self._draws.seed(0)
 
     def _pick(self, _context: Any, values: Sequence[Any]) -> Any:
         """In place of Jinja's filter, which is given the context too."""
