@@ -98,7 +98,9 @@ class Loop:
                 if self.stop.agreed and step + 1 < steps:
                     self._leave(step + 1)
         if validation and held_out:
-            self._write({"step": steps, **validate(validation, held_out, steps, progress=1.0)})
+            validated = {"step": steps, **validate(validation, held_out, steps, progress=1.0)}
+            self.saver.finish()  # where a disk is full, the checkpoint is what it has no room for
+            self._write(validated)
         self._close()
 
     def _leave(self, done: int) -> None:

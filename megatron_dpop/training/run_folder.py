@@ -106,8 +106,12 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    """Adds one line of JSON to a file. Raises OSError, which names the file."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:  # of a full disk, which by itself names nothing
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def environment(config: Config, world_size: int) -> dict[str, Any]:
