@@ -13,7 +13,7 @@ OLDEST := tests/megatron_dpop/models tests/megatron_dpop/logprobs tests/megatron
 # Every process that a run starts would otherwise compile torch and Megatron-Core anew, for 7 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-slow test-oldest fuzz check docs clean
+.PHONY: quickstart test test-slow test-cluster test-oldest fuzz check docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test         the default tests;  make test-slow: the end-to-end tests;  make check: linter, formatter, types"
 	@echo "make fuzz         damaged and hostile inputs through the commands, for two minutes"
 	@echo "make test-oldest  what depends on versions, on the oldest ones that pyproject.toml allows"
+	@echo "make test-cluster the SLURM scripts on a private SLURM of this machine (slurm-wlm and munge installed)"
 	@echo "make docs         the documentation as a site in site/"
 
 .uv/bin/uv:
@@ -68,7 +69,11 @@ test: .venv/.dev
 	.venv/bin/python -m pytest -q
 
 test-slow: .venv/.dev .venv/.docs .venv/.eval
-	.venv/bin/python -m pytest -q -m slow
+	.venv/bin/python -m pytest -q -m slow --ignore tests/slurm
+
+# The scripts of examples/slurm on a private SLURM of two nodes.
+test-cluster: .venv/.dev
+	.venv/bin/python -m pytest -q -m slow tests/slurm
 
 # Damaged and hostile inputs for two minutes, from a fresh seed that it prints.
 fuzz: .venv/.dev
