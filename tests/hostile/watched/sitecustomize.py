@@ -10,6 +10,8 @@ LOG = os.environ.get("HOSTILE_LOG")
 
 
 def watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "os.putenv":  # libraries that keep and restore the environment set our own variables again
+        return
     if CANARY and LOG and any(CANARY in part for part in map(_text, arguments)):
         descriptor = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(descriptor, f"{event} {arguments!r}\n".encode())
