@@ -26,6 +26,7 @@ _RESERVED = {
     *("return_assistant_tokens_mask", "tokenizer_kwargs"),
 }
 _PROBE = "zebra 7 quartz"
+_VALUE_PROBE = "violet 9 onyx"
 _DATE_PROBE = "{{ strftime_now('%Y-%m-%d') }}"
 
 
@@ -135,6 +136,7 @@ class ChatTemplate:
         self._environment = _compiled(text, "data.chat_template").environment
         self._draws = random.Random(0)
         self._may_draw = "random" in text
+        self._ignored: dict[str, bool] = {}
         if asks_date(text) and text != _DATE_PROBE:
             # Rendering takes the object that was parsed here only by transformers' own caching: so it is tried.
             found = ChatTemplate(tokenizer, _DATE_PROBE, form).render([{"role": "user", "content": _PROBE}], ask=False)
@@ -192,6 +194,13 @@ class ChatTemplate:
     def unknown_arguments(self, more: Mapping[str, Any]) -> set[str]:
         """Names among its arguments that it never reads."""
         return {*self._arguments, *more} - self._variables
+
+    def ignores(self, key: str) -> bool:
+        """Whether it neither names a key of messages nor writes a message whole, whatever its keys are."""
+        if key not in self._ignored:
+            tried = self._tried([{"role": "user", "content": _PROBE, key: _VALUE_PROBE}])
+            self._ignored[key] = key not in self.text and tried is not None and _VALUE_PROBE not in tried
+        return self._ignored[key]
 
     @cached_property
     def _variables(self) -> frozenset[str]:

@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from .records import BadRowError, Completion, Message, Prompt, Record, text_of_content
@@ -12,6 +13,7 @@ from .templates import ChatTemplate
 from .tokenizer import TextTokenizer
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
+_KEYS_TOLD_BY_TEXT = frozenset(("role", "content", "tool_calls", "function_call", *REASONING))  # see `_pieces`
 SHARES = ((0.01, "under 1%"), (0.1, "1% to 10%"), (0.5, "10% to 50%"), (0.9, "50% to 90%"), (2.0, "90% or more"))
 _LEAST_RUN = 4  # characters; fewer agree by chance
 
@@ -87,6 +89,7 @@ def _chat(record: Record, template: ChatTemplate, events: set[str]) -> Written:
     wholes = [render((*prompt, *answer), ask=False) for answer in answers]
     if record.tools or record.template_kwargs or template.has_arguments:
         events |= _unused(record, template, asked)
+    events |= _unread_keys((*prompt, *chain.from_iterable(answers)), template)
     if not all(_stands_in(message, asked) for message in prompt):
         events.add("the chat template leaves out part of the prompt")
     if any(message["role"] != "assistant" for answer in answers for message in answer):
@@ -139,6 +142,20 @@ def _unused(record: Record, template: ChatTemplate, asked: str) -> set[str]:
     if unknown:
         events.add(f"the chat template has no use for {', '.join(unknown)} (chat_template_kwargs)")
     return events
+
+
+def _unread_keys(messages: Sequence[Message], template: ChatTemplate) -> set[str]:
+    """One event for each key of a message that holds something and that the template has no use for."""
+    keys = {
+        key
+        for message in messages
+        if len(message) > 2
+        for key, value in message.items()
+        if key not in _KEYS_TOLD_BY_TEXT and value not in (None, "", [], {})
+    }
+    return {
+        f"the chat template has no use for `{key[:40]}`, a key of messages" for key in keys if template.ignores(key)
+    }
 
 
 def _tool_name(tool: dict[str, Any]) -> str:

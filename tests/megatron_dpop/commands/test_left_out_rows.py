@@ -28,6 +28,11 @@ CASES: dict[str, tuple[list[dict], dict, str]] = {
         {},
         "pairs: 1 left out: all completions are rated the same",
     ),
+    "keys of messages": (
+        [{**PAIR, "prompt": [{"role": "user", "content": "w1", "timestamp": 5}]}],
+        {},
+        "pairs: 1 examples: the chat template has no use for `timestamp`, a key of messages",
+    ),
     "plain text": ([PAIR], {"chat_template": "none"}, "pairs: pairs"),
 }
 

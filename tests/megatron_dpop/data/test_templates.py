@@ -252,7 +252,20 @@ def test_tools_that_a_template_never_writes_are_named(tmp_path: Path) -> None:
         "the chat template leaves out the tools"
         in one(ROWS["plain"] | {"tools": [TOOL]}, published("gemma3", tmp_path)).events
     )
-    assert one(ROWS["tools"], published("qwen2_5", tmp_path)).events == ()
+    # It writes calls and results in order, and so leaves out which belongs to which.
+    assert one(ROWS["tools"], published("qwen2_5", tmp_path)).events == (
+        "the chat template has no use for `tool_call_id`, a key of messages",
+    )
+
+
+def test_keys_of_messages_that_a_template_never_reads_are_named(made: Callable[..., TextTokenizer]) -> None:
+    question = {**QUESTION, "name": "Ada", "timestamp": 17, "refusal": None}
+    row = pair([says("Rain.", weight=1)], "Sun.", question)
+    unread = [f"the chat template has no use for `{key}`, a key of messages" for key in ("name", "timestamp", "weight")]
+    assert one(row, made(CHATML)).events == tuple(unread)
+    assert one(row, made(CHATML.replace("m['role']", "m.get('name', m['role'])"))).events == tuple(unread[1:])
+    whole = "{% for m in messages %}{{ m | tojson }}<|im_end|>{% endfor %}"
+    assert not any("no use for" in event for event in one(row, made(whole)).events), "it writes whatever a message has"
 
 
 def test_parts_of_content_are_written_by_templates_or_joined_for_them(
