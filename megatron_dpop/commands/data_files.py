@@ -22,7 +22,7 @@ def _register_split(verbs: Any) -> None:
     parser = verbs.add_parser(
         "split",
         help="hold out rows whose prompts the rest has not",
-        epilog="example: megatron-dpop data split pairs.jsonl --output split --count 500",
+        epilog="example: megatron-dpop data split pairs.jsonl --output split --count 100",
     )
     add_source(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="train.jsonl, validation.jsonl")
