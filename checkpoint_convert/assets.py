@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_convert.conversion.journal import JOURNAL
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import write_bytes, write_json, write_text
 from checkpoint_convert.manifest import MANIFEST
 from checkpoint_convert.tensors.dtypes import TO_CONFIG
+from dpop_base.errors import UserError
+from dpop_base.files import write_bytes, write_json, write_text
 
 CHAT_TEMPLATES = "additional_chat_templates"  # transformers' folder of templates beside the main one
 TOKENIZER_FILES = (

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.os_errors import explain_os_error
+from dpop_base.errors import UserError
+from dpop_base.os_errors import explain_os_error
 
 _EXAMPLES = """examples:
   checkpoint-convert hf-to-megatron models/Qwen2.5-7B checkpoints/Qwen2.5-7B

@@ -10,7 +10,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from checkpoint_convert.architectures.architecture import (
+from dpop_base.architectures.architecture import (
     Architecture,
     LinearScaling,
     RopeScaling,

@@ -4,16 +4,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from checkpoint_convert.architectures.architecture import Architecture
-from checkpoint_convert.architectures.read import read_architecture
 from checkpoint_convert.assets import copy_assets
 from checkpoint_convert.conversion.convert import Conversion, convert
 from checkpoint_convert.conversion.journal import Journal
 from checkpoint_convert.conversion.match import check_all_used, common_dtype
 from checkpoint_convert.conversion.plan import OutputFile, Piece, cut, group, main_dtype, target_file_bytes
 from checkpoint_convert.conversion.run import default_workers
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import write_text
 from checkpoint_convert.locate import ASSETS, TRACKER, checkpoint_kind
 from checkpoint_convert.rules.families import RECOMPUTED, RULES
 from checkpoint_convert.rules.rule import TensorRecipe, from_megatron, to_megatron
@@ -27,6 +23,10 @@ from checkpoint_convert.tensors.torch_dist_write import (
     stacked_shape,
     write_checkpoint_files,
 )
+from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.read import read_architecture
+from dpop_base.errors import UserError
+from dpop_base.files import write_text
 
 ITERATION = "release"  # Megatron's name for weights that training has not begun from: it loads no optimizer with them
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from checkpoint_convert.conversion.journal import interrupted_command, is_incomplete
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.foreign import foreign_format
+from dpop_base.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 NEMO_WEIGHTS = "weights"  # NeMo 2's torch_dist folder, beside context/

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from checkpoint_convert.architectures.architecture import Architecture
 from checkpoint_convert.frequencies import frequencies
 from checkpoint_convert.tensors.source import Source
 from checkpoint_convert.tensors.torch_dtypes import TORCH
+from dpop_base.architectures.architecture import Architecture
 
 NUM_TOKENS = 32  # a prompt's, and those beyond what it must see
 MOST_TOKENS = 16384

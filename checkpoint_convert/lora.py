@@ -7,15 +7,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoint_convert.architectures.architecture import Architecture
 from checkpoint_convert.conversion.match import check_all_used
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import write_json
 from checkpoint_convert.rules.adapters import ADAPTER, adapter_tensors, peft_modules
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import TensorRecipe
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
 from checkpoint_convert.tensors.unpadded import Unpadded
+from dpop_base.architectures.architecture import Architecture
+from dpop_base.errors import UserError
+from dpop_base.files import write_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 

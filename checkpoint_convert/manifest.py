@@ -11,9 +11,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from checkpoint_convert.checksums import ALGORITHM, crc32, file_digests, unseal
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import is_file_name
+from dpop_base.checksums import ALGORITHM, crc32, file_digests, unseal
+from dpop_base.errors import UserError
+from dpop_base.files import is_file_name
 
 MANIFEST = "conversion-manifest.json"
 _PARTS = {"fingerprint", "files", "tensors"}  # of manifests of before they had a seal, which tell of elements alone

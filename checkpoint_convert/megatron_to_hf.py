@@ -5,15 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from checkpoint_convert.architectures.architecture import Architecture
-from checkpoint_convert.architectures.read import read_architecture
-from checkpoint_convert.checksums import crc32
 from checkpoint_convert.conversion.convert import Conversion, convert
 from checkpoint_convert.conversion.match import check_all_used, common_dtype
 from checkpoint_convert.conversion.plan import OutputFile, Piece, cut, group, main_dtype, target_file_bytes
 from checkpoint_convert.conversion.run import default_workers
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import write_json
 from checkpoint_convert.hf_to_megatron import check_source, plan_megatron
 from checkpoint_convert.locate import assets_folder, checkpoint_kind, iteration_folder
 from checkpoint_convert.lora import adapter_config_file, holds_adapters, open_adapters, read_lora
@@ -27,6 +22,11 @@ from checkpoint_convert.tensors.safetensors_file import safetensors_header
 from checkpoint_convert.tensors.source import FileState, Source, TensorInfo
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
 from checkpoint_convert.tensors.unpadded import Unpadded
+from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.read import read_architecture
+from dpop_base.checksums import crc32
+from dpop_base.errors import UserError
+from dpop_base.files import write_json
 
 SINGLE = "model.safetensors"
 

@@ -3,12 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from checkpoint_convert.architectures.read import read_architecture
 from checkpoint_convert.conversion.convert import Conversion, convert
 from checkpoint_convert.conversion.match import common_dtype
 from checkpoint_convert.conversion.plan import OutputFile, cut
 from checkpoint_convert.conversion.run import default_workers
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.locate import assets_folder, checkpoint_kind, iteration_folder
 from checkpoint_convert.lora import adapter_config_file, holds_adapters, open_adapters, read_lora, write_adapter_config
 from checkpoint_convert.megatron_to_hf import write_header, write_piece
@@ -16,6 +14,8 @@ from checkpoint_convert.rules.adapters import to_peft
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.tensors.source import FileState
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
+from dpop_base.architectures.read import read_architecture
+from dpop_base.errors import UserError
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.architectures.architecture import Architecture
-from checkpoint_convert.architectures.families import FAMILIES
-from checkpoint_convert.architectures.fields import Fields
-from checkpoint_convert.architectures.own_arguments import config_from
-from checkpoint_convert.architectures.read import architecture_of, read_architecture
 from checkpoint_convert.assets import announcing, copy_assets, copy_files
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import write_json
 from checkpoint_convert.locate import assets_folder, checkpoint_kind, iteration_folder
 from checkpoint_convert.saved_arguments import read_arguments
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
+from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.families import FAMILIES
+from dpop_base.architectures.fields import Fields
+from dpop_base.architectures.own_arguments import config_from
+from dpop_base.architectures.read import architecture_of, read_architecture
+from dpop_base.errors import UserError
+from dpop_base.files import write_json
 
 # Where Megatron-Bridge and NeMo 2 keep the tokenizer, from the folder that holds the tensors.
 TOKENIZERS = (Path("tokenizer"), Path("..") / "context" / "nemo_tokenizer")

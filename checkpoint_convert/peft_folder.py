@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.lora import ADAPTER_CONFIG
 from checkpoint_convert.rules.adapters import PEFT
 from checkpoint_convert.tensors.source import Source
+from dpop_base.errors import UserError
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # What an adapter saves under `<module>.`; PEFT of before 0.5 wrote the adapter's name too.

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from checkpoint_convert.architectures.read import read_architecture
 from checkpoint_convert.assets import copy_assets, copy_tokenizer
 from checkpoint_convert.conversion.run import default_workers
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import write_megatron
 from checkpoint_convert.locate import assets_folder
 from checkpoint_convert.lora import ADAPTER_CONFIG
@@ -13,6 +11,8 @@ from checkpoint_convert.peft_folder import WEIGHTS, base_of, is_peft_folder, mat
 from checkpoint_convert.tensors.huggingface import HuggingFaceSource
 from checkpoint_convert.tensors.peft_merged import PeftMerged
 from checkpoint_convert.verify import open_checkpoint
+from dpop_base.architectures.read import read_architecture
+from dpop_base.errors import UserError
 
 
 def peft_to_megatron(

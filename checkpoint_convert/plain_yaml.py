@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from checkpoint_convert.errors import UserError, first_line
+from dpop_base.errors import UserError, first_line
 
 
 class _PlainLoader(yaml.SafeLoader):

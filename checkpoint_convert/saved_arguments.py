@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.architectures.architecture import Architecture
-from checkpoint_convert.architectures.own_arguments import disagreements, padding_is_known
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.tensors.common_state import read_common_state
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
+from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.own_arguments import disagreements, padding_is_known
+from dpop_base.errors import UserError
 
 RUN_CONFIG = "run_config.yaml"  # Megatron-Bridge, in each iteration's folder
 NEMO_MODEL = Path("context") / "model.yaml"  # NeMo 2, beside weights/

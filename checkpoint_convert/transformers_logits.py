@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoint_convert.architectures.architecture import Architecture
-from checkpoint_convert.architectures.families import FAMILIES
-from checkpoint_convert.errors import first_line
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron
+from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.families import FAMILIES
+from dpop_base.errors import first_line
 
 LARGEST_GAP = 1e-3  # of the largest logit: fp32 sums in another order differ by a hundredth of that
 

@@ -6,10 +6,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from checkpoint_convert.architectures.architecture import Architecture
-from checkpoint_convert.architectures.read import read_architecture
-from checkpoint_convert.conversion.progress import byte_progress
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import check_source
 from checkpoint_convert.locate import assets_folder, checkpoint_kind, iteration_folder
 from checkpoint_convert.logits import NUM_TOKENS, forward, needed_length, prompt
@@ -21,6 +17,10 @@ from checkpoint_convert.tensors.huggingface import HuggingFaceSource
 from checkpoint_convert.tensors.renamed import Renamed
 from checkpoint_convert.tensors.source import Source, TensorInfo
 from checkpoint_convert.transformers_logits import Logits, transformers_logits
+from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.read import read_architecture
+from dpop_base.errors import UserError
+from dpop_base.progress import byte_progress
 
 SHOWN = 10
 

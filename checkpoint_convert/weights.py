@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from checkpoint_convert.architectures.read import read_architecture
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import check_source, plan_megatron
 from checkpoint_convert.locate import checkpoint_kind, iteration_folder
 from checkpoint_convert.lora import holds_adapters
@@ -11,6 +9,8 @@ from checkpoint_convert.manifest import MANIFEST
 from checkpoint_convert.megatron_to_hf import open_megatron
 from checkpoint_convert.tensors.huggingface import HuggingFaceSource
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
+from dpop_base.architectures.read import read_architecture
+from dpop_base.errors import UserError
 
 
 def check_weights(folder: Path) -> None:

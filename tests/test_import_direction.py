@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What each part may import of the project, besides itself.
-CONVERTER = {"checkpoint_convert"}
+CONVERTER = {"checkpoint_convert", "dpop_base"}
 BASE = CONVERTER | {"megatron_dpop.config"}
 ALLOWED = {
     "megatron_dpop.config": CONVERTER,
@@ -58,8 +58,8 @@ def _imports(package: str) -> set[tuple[str, str]]:
 
 def _part(module: str) -> str | None:
     parts = module.split(".")
-    if parts[0] == "checkpoint_convert":
-        return "checkpoint_convert"
+    if parts[0] in CONVERTER:
+        return parts[0]
     return ".".join(parts[:2]) if parts[0] == "megatron_dpop" else None
 
 
@@ -75,6 +75,10 @@ def test_part_imports_only_what_stands_below_it(package: str) -> None:
 
 def test_the_converter_imports_nothing_of_training() -> None:
     assert not {entry for entry in _imports("checkpoint_convert") if entry[1].startswith("megatron_dpop")}
+
+
+def test_the_base_imports_nothing_of_the_project() -> None:
+    assert not {entry for entry in _imports("dpop_base") if _part(entry[1]) not in (None, "dpop_base")}
 
 
 @pytest.mark.parametrize("package", WITHOUT_TORCH)

@@ -64,7 +64,7 @@ def run_here(*steps: dict | Callable[[], object]) -> list[Outcome]:
 def _outcome(tree: dict) -> Outcome:
     import torch.distributed as dist
 
-    from checkpoint_convert.errors import UserError
+    from dpop_base.errors import UserError
     from megatron_dpop.config.load import config_from_dict
     from megatron_dpop.runtime import processes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks import attention, compare, convert, data, logprob, train
 from benchmarks.environment import environment, one_line
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.runtime.rank import Rank
 
 

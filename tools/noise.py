@@ -218,8 +218,8 @@ def _score(tree: dict[str, Any], setting: Setting) -> Logps:
     from fp8_emulation import emulate_fp8
     from megatron.core import parallel_state
 
+    from megatron_dpop.engine.batches import ReferenceLogps, RowBatch, RowSource
     from megatron_dpop.logprobs.chunking import Chunking
-    from megatron_dpop.training.batches import ReferenceLogps, RowBatch, RowSource
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.reference import compute_reference
     from megatron_dpop.training.train import Run

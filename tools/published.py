@@ -9,7 +9,7 @@ computes them once more in the backward pass, which counts against us.
 
 from dataclasses import dataclass
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.plan.activations import TRANSFORMER_ENGINE
 from megatron_dpop.plan.choice import LayoutChoice

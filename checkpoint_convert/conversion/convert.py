@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.checksums import seal
 from checkpoint_convert.conversion.journal import JOURNAL, Journal, OtherConversionError, open_journal
 from checkpoint_convert.conversion.manifest import write_manifest
 from checkpoint_convert.conversion.plan import OutputFile
-from checkpoint_convert.conversion.progress import byte_progress
 from checkpoint_convert.conversion.run import Begin, Executor, WritePiece, checksums
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import write_json
 from checkpoint_convert.manifest import MANIFEST, check_small_files, read_manifest
 from checkpoint_convert.tensors.source import FileState, Source, check_unchanged
+from dpop_base.checksums import seal
+from dpop_base.errors import UserError
+from dpop_base.files import write_json
+from dpop_base.progress import byte_progress
 
 FORMAT = 2  # counted up whenever the same source would give other bytes
 

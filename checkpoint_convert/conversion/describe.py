@@ -4,15 +4,15 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from checkpoint_convert.architectures.read import read_architecture, read_config_dtype
 from checkpoint_convert.conversion.plan import OutputFile
 from checkpoint_convert.conversion.run import PART_BYTES
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import plan_megatron
 from checkpoint_convert.megatron_to_hf import plan_huggingface
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron, to_megatron
 from checkpoint_convert.tensors.source import TensorInfo
+from dpop_base.architectures.read import read_architecture, read_config_dtype
+from dpop_base.errors import UserError
 
 
 def describe(source: Path, to: Literal["megatron", "huggingface"], dtype: str | None) -> str:

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import sync
 from checkpoint_convert.manifest import MANIFEST
+from dpop_base.errors import UserError
+from dpop_base.files import sync
 
 JOURNAL = "conversion-journal.jsonl"
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.checksums import ALGORITHM, file_digests, seal
 from checkpoint_convert.conversion.journal import JOURNAL, WrittenFile
 from checkpoint_convert.conversion.plan import OutputFile
-from checkpoint_convert.files import write_json
 from checkpoint_convert.locate import TRACKER
 from checkpoint_convert.manifest import MANIFEST
+from dpop_base.checksums import ALGORITHM, file_digests, seal
+from dpop_base.files import write_json
 
 # What other programs rightly write anew, and what readers refuse by itself where it is damaged.
 _UNCHECKED = (JOURNAL, MANIFEST, TRACKER)

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.rules.rule import TensorRecipe
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.source import TensorInfo
+from dpop_base.errors import UserError
 
 SHOWN = 5
 

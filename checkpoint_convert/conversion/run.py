@@ -8,14 +8,14 @@ from pathlib import Path
 from threading import Event, local
 from typing import BinaryIO, cast
 
-from checkpoint_convert.checksums import crc32
 from checkpoint_convert.conversion.journal import Journal, WrittenFile, WrittenPiece
 from checkpoint_convert.conversion.plan import OutputFile, Piece
-from checkpoint_convert.conversion.progress import Report
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import begin_writeback, sync
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.source import FileState, Source, check_unchanged
+from dpop_base.checksums import crc32
+from dpop_base.errors import UserError
+from dpop_base.files import begin_writeback, sync
+from dpop_base.progress import Report
 
 # What begins a file, and how a piece is put into it; these return the CRC-32 of what was begun with (None: of nothing),
 # and of the piece's elements.

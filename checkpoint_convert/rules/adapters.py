@@ -7,10 +7,10 @@ them gets the same A and the rows of B that stand where its own rows stand in W:
 
 import re
 
-from checkpoint_convert.architectures.architecture import Architecture
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import Rule, TensorRecipe, from_megatron, to_megatron
 from checkpoint_convert.rules.segments import Segment
+from dpop_base.architectures.architecture import Architecture
 
 LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 ADAPTER = re.compile(r".+\.(linear_\w+)_adapter\.lora_[AB]")

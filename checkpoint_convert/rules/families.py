@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 
-from checkpoint_convert.architectures.architecture import Architecture
 from checkpoint_convert.rules.layouts import (
     feed_forward,
     fused_gate_up,
@@ -17,6 +16,7 @@ from checkpoint_convert.rules.layouts import (
     whole,
 )
 from checkpoint_convert.rules.rule import Rule
+from dpop_base.architectures.architecture import Architecture
 
 LAYER = "decoder.layers.{layer}."
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from checkpoint_convert.architectures.architecture import Architecture
+from dpop_base.architectures.architecture import Architecture
 
 Size = Callable[[Architecture], int]
 # (index of the source, first row, rows), in the order in which Megatron stores them

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from checkpoint_convert.architectures.architecture import Architecture
 from checkpoint_convert.rules.layouts import Layout, Size
 from checkpoint_convert.rules.segments import Segment, invert, merge_adjacent
+from dpop_base.architectures.architecture import Architecture
 
 
 def always(a: Architecture) -> bool:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from checkpoint_convert.checksums import crc32
-from checkpoint_convert.errors import UserError, first_line
 from checkpoint_convert.tensors.pickle_check import check_pickle
 from checkpoint_convert.tensors.pickle_write import Call, Name, dumps
 from checkpoint_convert.tensors.pickles import StorageKey, StoredTensor, load_saved, row_major
 from checkpoint_convert.tensors.source import read_exactly
 from checkpoint_convert.tensors.stored_zip import StoredZip
+from dpop_base.checksums import crc32
+from dpop_base.errors import UserError, first_line
 
 _LOCAL_HEADER_BYTES = 30
 MAX_PICKLE_BYTES = 32 << 20

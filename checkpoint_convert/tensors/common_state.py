@@ -9,9 +9,9 @@ import os
 import pickle
 from typing import Any
 
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.tensors.archive import TorchArchive
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
+from dpop_base.errors import UserError
 
 LEGACY_FILE = "common.pt"
 OBJECT = "common_state/shard_0_1"

@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from checkpoint_convert.errors import UserError, printable
-from checkpoint_convert.files import is_file_name
 from checkpoint_convert.manifest import check_small_files, stretches_of
 from checkpoint_convert.tensors.archive import TorchArchive
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
@@ -19,6 +17,8 @@ from checkpoint_convert.tensors.legacy_archive import LegacyArchive, is_legacy
 from checkpoint_convert.tensors.pickles import StoredTensor
 from checkpoint_convert.tensors.safetensors_file import SafetensorsFile
 from checkpoint_convert.tensors.source import TensorInfo, read_exactly
+from dpop_base.errors import UserError, printable
+from dpop_base.files import is_file_name
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 

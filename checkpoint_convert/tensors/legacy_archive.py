@@ -8,10 +8,10 @@ import os
 import pickle
 from pathlib import Path
 
-from checkpoint_convert.errors import UserError, first_line
 from checkpoint_convert.tensors.archive import MAX_PICKLE_BYTES, FileSlice
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.pickles import StorageKey, StoredTensor, read_saved
+from dpop_base.errors import UserError, first_line
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.errors import UserError, first_line, printable
 from checkpoint_convert.manifest import CheckedBytes, Stretch
 from checkpoint_convert.tensors.dtypes import FROM_SAFETENSORS, ITEM_BYTES, OTHER_ITEM_BYTES, SAFETENSORS
 from checkpoint_convert.tensors.source import TensorInfo, read_exactly
+from dpop_base.errors import UserError, first_line, printable
 
 MOST_DIMENSIONS = 64
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from checkpoint_convert.checksums import file_digests
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
+from dpop_base.checksums import file_digests
+from dpop_base.errors import UserError
 
 SMALL_BYTES = 1 << 20  # of a file that is written anew as often as not: config.json
 

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterable
 from typing import BinaryIO
 
-from checkpoint_convert.checksums import crc32
+from dpop_base.checksums import crc32
 
 _VERSION, _UNIX = 20, 3
 _TIME, _DATE = 0, 33  # 1980-01-01, as zipfile has it where nothing is said

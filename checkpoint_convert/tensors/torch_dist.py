@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from checkpoint_convert.errors import UserError, printable
-from checkpoint_convert.files import is_file_name
 from checkpoint_convert.manifest import check_small_files
 from checkpoint_convert.tensors.archive import TorchArchive
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.pickles import Chunk, Index, Metadata, StoredTensor, TensorEntry, load_dcp_metadata
 from checkpoint_convert.tensors.source import TensorInfo, read_exactly
+from dpop_base.errors import UserError, printable
+from dpop_base.files import is_file_name
 
 OPTIMIZER = "optimizer."
 MOST_LAYERS = 10_000  # of which no model has a tenth

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.architectures.architecture import Architecture, LinearScaling, RopeScaling, YarnScaling
-from checkpoint_convert.files import replacing
 from checkpoint_convert.tensors.archive import tensor_call, write_object_archive
 from checkpoint_convert.tensors.pickle_write import Call, Name, dumps
 from checkpoint_convert.tensors.pickles import DTYPES
+from dpop_base.architectures.architecture import Architecture, LinearScaling, RopeScaling, YarnScaling
+from dpop_base.files import replacing
 
 STACK = "decoder.layers."
 EXTRA_STATE_FILE = "__1_0.distcp"

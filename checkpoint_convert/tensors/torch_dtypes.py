@@ -2,7 +2,7 @@
 
 import torch
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -4,11 +4,11 @@ import math
 import re
 from pathlib import Path
 
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.rules.rule import TensorRecipe
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.source import TensorInfo
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
+from dpop_base.errors import UserError
 
 VOCABULARY_ROWS = ("embedding.word_embeddings.weight", "output_layer.weight")
 HEAD_ROWS = re.compile(r"decoder\.layers\.\d+\.self_attention\.linear_qkv(\.weight|\.bias|_adapter\.lora_B)")

@@ -19,7 +19,7 @@ def compare(run: Path, text: str) -> dict[str, float]:
     `bf16_rounding` is how far transformers' bf16 logits lie from its own fp32 ones by the same measure.
     """
     device = processes.initialize(ParallelConfig(), seed=0)
-    from megatron_dpop.training.logits import megatron_logits
+    from megatron_dpop.analysis.logits import megatron_logits
 
     tokens = AutoTokenizer.from_pretrained(run / "hf")(text).input_ids
     ours, theirs = {}, {}

@@ -20,9 +20,9 @@ from megatron_dpop.analysis.spans import (
     summarise,
 )
 from megatron_dpop.analysis.token_logps import token_logps
-from megatron_dpop.training.batches import RowSource
-from megatron_dpop.training.console import Console
-from megatron_dpop.training.engine import build_model_engine
+from megatron_dpop.engine.batches import RowSource
+from megatron_dpop.engine.engine import build_model_engine
+from megatron_dpop.tracking.console import Console
 from megatron_dpop.training.validation import validation_steps
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.architectures import Architecture
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.locate import TRACKER
+from dpop_base.architectures import Architecture
+from dpop_base.errors import UserError
 from megatron_dpop.config import Config, load_config
 from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens
 from megatron_dpop.config.load import as_dict, config_from_dict, override

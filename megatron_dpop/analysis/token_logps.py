@@ -12,12 +12,12 @@ import torch.distributed as dist
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.locate import checkpoint_kind, iteration_folder
 from megatron_dpop.analysis.spans import PairLogps
+from megatron_dpop.checkpoints.checkpoint import load_model
+from megatron_dpop.engine.batches import RowSource
+from megatron_dpop.engine.engine import ModelEngine
+from megatron_dpop.engine.forward import logps_only, run_rows
 from megatron_dpop.models.scoring import score_tokens
 from megatron_dpop.runtime.processes import first_rank_works
-from megatron_dpop.training.batches import RowSource
-from megatron_dpop.training.checkpoint import load_model
-from megatron_dpop.training.engine import ModelEngine
-from megatron_dpop.training.forward import logps_only, run_rows
 from megatron_dpop.training.validation import validation_steps
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.commands import data_files
 from megatron_dpop.commands.source_options import add_source, add_tokenizer, source_of, tokenizer_of
 from megatron_dpop.data.inspection.render import print_report, warnings

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.commands.source_options import add_source, add_tokenizer, source_of, tokenizer_of
 from megatron_dpop.data.inspection.select import Selected, filter_rows, split_rows
 from megatron_dpop.data.inspection.where import NAMES, conditions_of

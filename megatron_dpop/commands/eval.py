@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 TASKS = (
     "open_llm_leaderboard is the six tasks of the Open LLM Leaderboard with its shots; gsm_symbolic needs no network"
@@ -45,8 +45,8 @@ def register(subparsers: Any) -> None:
 def _eval(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from checkpoint_convert.files import write_json, write_text
     from checkpoint_convert.weights import check_converted
+    from dpop_base.files import write_json, write_text
     from megatron_dpop.evaluation.harness import Harness, Options
     from megatron_dpop.evaluation.results import samples_of, summarise, table_of
     from megatron_dpop.evaluation.subject import find_subject

@@ -8,8 +8,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.os_errors import explain_os_error
+from dpop_base.errors import UserError
+from dpop_base.os_errors import explain_os_error
 from megatron_dpop.commands import analyze, data, eval, plan, report, train
 from megatron_dpop.runtime import exits
 from megatron_dpop.runtime.rank import launched

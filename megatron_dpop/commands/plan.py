@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.architectures import read_architecture
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.locate import assets_folder
+from dpop_base.architectures import read_architecture
+from dpop_base.errors import UserError
 from megatron_dpop.commands.plan_text import show_plan, show_search, show_weak_scaling
 from megatron_dpop.config import Config, load_config
 from megatron_dpop.config.precision import check_precision

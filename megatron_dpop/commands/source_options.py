@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.data.rows import Location
 from megatron_dpop.data.templates import PLAIN, PromptFormat
 from megatron_dpop.data.tokenizer import TextTokenizer, load_tokenizer

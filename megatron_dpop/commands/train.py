@@ -83,10 +83,10 @@ def _with_config(arguments: argparse.Namespace, stop: StopRequest, *, is_trainin
 
 def _check(config: Config, *, is_training: bool) -> None:
     """Everything that can be found wrong before a process is started."""
+    from megatron_dpop.tracking.run_folder import RunFolder
+    from megatron_dpop.tracking.weights_and_biases import check_installed
     from megatron_dpop.training.identity import check_before_start
     from megatron_dpop.training.inputs import read_inputs
-    from megatron_dpop.training.run_folder import RunFolder
-    from megatron_dpop.training.weights_and_biases import check_installed
 
     if is_training:
         RunFolder(config).check()
@@ -119,11 +119,11 @@ def _work(config: Config, stop: StopRequest, *, is_training: bool) -> None:
     from megatron_dpop.runtime import processes
 
     device = processes.initialize(config.parallel, seed=config.train.seed)
+    from megatron_dpop.tracking.run_folder import RunFolder
+    from megatron_dpop.tracking.weights_and_biases import check_installed
     from megatron_dpop.training.inputs import read_inputs
-    from megatron_dpop.training.run_folder import RunFolder
     from megatron_dpop.training.template_date import with_date_of_rank_0
     from megatron_dpop.training.train import compute_references, train
-    from megatron_dpop.training.weights_and_biases import check_installed
 
     config = with_date_of_rank_0(config)
     inputs = read_inputs(config, progress=False)

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from checkpoint_convert.architectures import Architecture
-from checkpoint_convert.errors import UserError
+from dpop_base.architectures import Architecture
+from dpop_base.errors import UserError
 from megatron_dpop.config.schema import ParallelConfig
 
 # Tensor cores want the vocabulary of each rank in multiples of 16.

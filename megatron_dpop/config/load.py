@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import RootModel, ValidationError
 
-from checkpoint_convert.errors import UserError, first_line, printable
+from dpop_base.errors import UserError, first_line, printable
 from megatron_dpop.config.plain_yaml import DEEPEST, read_yaml
 from megatron_dpop.config.schema import Config
 

@@ -1,7 +1,7 @@
 """Whether a model's shape and a machine allow a run's precision, offloading and overlap. No torch: before a start."""
 
-from checkpoint_convert.architectures import Architecture
-from checkpoint_convert.errors import UserError
+from dpop_base.architectures import Architecture
+from dpop_base.errors import UserError
 from megatron_dpop.config.layout import ModelLayout, row_multiple
 from megatron_dpop.config.schema import Config
 from megatron_dpop.config.together import check_together

@@ -1,6 +1,6 @@
 """Which options exclude each other, by what Megatron-Core and Transformer Engine can carry."""
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.config.schema import Config, DataConfig
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 
 def blend_order(counts: Sequence[int], weights: Sequence[float]) -> np.ndarray:

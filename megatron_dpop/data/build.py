@@ -11,7 +11,7 @@ from typing import Literal
 
 import pyarrow
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 from .formats import TABLE, Layout, Notes
 from .kinds import LOSSES, Kind, as_kind, can_be, rule_text

@@ -17,9 +17,9 @@ from typing import Any
 
 import pyarrow
 
-from checkpoint_convert.checksums import digest, file_digests, seal, unseal
-from checkpoint_convert.errors import UserError, first_line
-from checkpoint_convert.files import replacing, write_json
+from dpop_base.checksums import digest, file_digests, seal, unseal
+from dpop_base.errors import UserError, first_line
+from dpop_base.files import replacing, write_json
 
 from .build import Recipe, Tally, build
 from .rows import find_rows

@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 
 import pyarrow
 
-from checkpoint_convert.errors import UserError, first_line
+from dpop_base.errors import UserError, first_line
 
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 

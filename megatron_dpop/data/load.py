@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 from .blend import blend_order
 from .build import BAD_ROWS, BadRows, Recipe

@@ -5,7 +5,7 @@ from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 from .compressed import COMPRESSIONS, file_suffix
 from .read_arrow import filled_in_arrow, filled_in_parquet, read_arrow, read_parquet

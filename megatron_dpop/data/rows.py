@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from checkpoint_convert.errors import UserError, first_line
+from dpop_base.errors import UserError, first_line
 
 from .compressed import COMPRESSIONS
 from .read_arrow import BATCH_ROWS, batch_rows, bulky_columns

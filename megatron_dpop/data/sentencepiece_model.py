@@ -7,7 +7,7 @@ from typing import Any
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as model_format
 
-from checkpoint_convert.errors import UserError, first_line
+from dpop_base.errors import UserError, first_line
 
 
 def sentencepiece_file(path: Path) -> Path | None:

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import jinja2.meta
 
-from checkpoint_convert.errors import UserError, first_line
+from dpop_base.errors import UserError, first_line
 
 from .bounded import bound_operators, within_seconds
 from .records import BadRowError, Message

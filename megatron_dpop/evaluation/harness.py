@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.errors import UserError, first_line
+from dpop_base.errors import UserError, first_line
 from megatron_dpop.evaluation.subject import Subject
 
 TASKS = Path(__file__).parent / "tasks"

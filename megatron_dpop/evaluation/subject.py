@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.locate import checkpoint_kind
+from dpop_base.errors import UserError
 from megatron_dpop.config.plain_yaml import read_yaml
 from megatron_dpop.data.inspection.report import prompt_hashes
 

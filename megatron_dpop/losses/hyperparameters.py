@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 
 @dataclass(frozen=True)

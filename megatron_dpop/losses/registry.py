@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.losses import anchored, displacement, margin, reference_free
 from megatron_dpop.losses.aft import AftHyperparameters, aft_loss
 from megatron_dpop.losses.contract import CompletionBatch, ExampleKind, LossOutput

@@ -16,7 +16,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 from megatron_dpop.models.gathered import gather, rotate_and_gather
 from megatron_dpop.models.layout import Rotation, RowLayout
 from megatron_dpop.models.rotary import rotate

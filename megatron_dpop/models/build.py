@@ -11,7 +11,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 from megatron_dpop.config.layout import ModelLayout, padded_key_value_heads, padded_vocabulary
 from megatron_dpop.models.rotary import RowRotaryEmbedding
 from megatron_dpop.models.spec import block_spec

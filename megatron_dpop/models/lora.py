@@ -33,9 +33,9 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from checkpoint_convert.architectures import Architecture
 from checkpoint_convert.rules.adapters import ADAPTER, adapter_tensors
 from checkpoint_convert.rules.families import RULES
+from dpop_base.architectures import Architecture
 from megatron_dpop.config.schema import LoraConfig
 
 

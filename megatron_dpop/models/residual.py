@@ -13,7 +13,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 
 Halves = tuple[Tensor, Tensor | None]  # what a half gives, and a bias that is to be added to it
 

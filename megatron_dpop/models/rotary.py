@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoint_convert.architectures import Architecture
 from checkpoint_convert.frequencies import frequencies
+from dpop_base.architectures import Architecture
 from megatron_dpop.models.layout import Rotation, RowLayout
 
 

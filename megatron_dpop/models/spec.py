@@ -13,7 +13,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 from megatron_dpop.models.attention import TreeAttention
 from megatron_dpop.models.gate import GatedSilu
 from megatron_dpop.models.gelu import GatedGelu

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import jinja2
 
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import write_bytes
+from dpop_base.errors import UserError
+from dpop_base.files import write_bytes
 
 HERE = Path(__file__).parent
 NAMED_COLOURS = 8  # that base.css defines

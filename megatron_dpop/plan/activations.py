@@ -9,7 +9,7 @@ et al. 2022).
 from dataclasses import dataclass
 from typing import Literal
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 from megatron_dpop.plan.choice import LayoutChoice, Recompute, Widths
 from megatron_dpop.plan.workload import Row
 

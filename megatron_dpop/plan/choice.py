@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens, padded_key_value_heads
 from megatron_dpop.config.precision import check_fp8_shape
 from megatron_dpop.config.schema import LoraConfig

@@ -1,6 +1,6 @@
 """Refuses what cannot fit, before anything is allocated."""
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.plan.choice import LayoutChoice
 from megatron_dpop.plan.hardware import GIB
 from megatron_dpop.plan.plan import Setting, memory_of

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from checkpoint_convert.architectures import Architecture
 from checkpoint_convert.rules.adapters import adapter_tensors
 from checkpoint_convert.rules.families import RULES
+from dpop_base.architectures import Architecture
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.plan.workload import ExampleCost
 

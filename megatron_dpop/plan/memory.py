@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 from megatron_dpop.plan.activations import (
     FP8,
     FP32,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 from megatron_dpop.config.layout import padded_vocabulary
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.plan.choice import LayoutChoice, Widths

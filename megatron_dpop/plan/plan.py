@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 from megatron_dpop.plan.activations import TRANSFORMER_ENGINE, Kernels
 from megatron_dpop.plan.choice import LayoutChoice
 from megatron_dpop.plan.flops import example_flops, example_training_flops

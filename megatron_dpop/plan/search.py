@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.plan.choice import LayoutChoice, Recompute, check_choice
 from megatron_dpop.plan.plan import Plan, Setting, fits, make_plan

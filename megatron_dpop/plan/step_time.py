@@ -8,7 +8,7 @@ pieces that they are cut into. Context-parallel collectives and the transfers of
 
 from dataclasses import dataclass
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 from megatron_dpop.config.layout import padded_vocabulary
 from megatron_dpop.plan.activations import Kernels, layer_activations
 from megatron_dpop.plan.choice import LayoutChoice, Widths

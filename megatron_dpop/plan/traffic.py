@@ -7,7 +7,7 @@ section 4.2.2, for tensor and sequence parallelism.
 
 from dataclasses import dataclass
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 from megatron_dpop.plan.activations import FP8, FP32
 from megatron_dpop.plan.choice import LayoutChoice, Widths
 from megatron_dpop.plan.hardware import Hardware

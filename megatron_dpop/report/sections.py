@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 

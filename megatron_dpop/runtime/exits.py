@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from checkpoint_convert.errors import one_line
+from dpop_base.errors import one_line
 
 FAILED = 1  # starting again may help
 BAD_INPUT = 2  # starting again cannot help until what the line names is fixed

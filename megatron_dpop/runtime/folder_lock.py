@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import remove_stale
+from dpop_base.errors import UserError
+from dpop_base.files import remove_stale
 from megatron_dpop.runtime import exits
 
 NAME = ".writer.json"

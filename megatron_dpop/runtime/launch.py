@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import write_json
+from dpop_base.errors import UserError
+from dpop_base.files import write_json
 from megatron_dpop.runtime import exits
 from megatron_dpop.runtime.local_ranks import LocalRanks, Logs, Placement
 from megatron_dpop.runtime.stop import SIGNALS

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 # The file without a name in which ranks on one node meet, from our launcher.
 STORE_VARIABLE = "MEGATRON_DPOP_STORE_FD"

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.runtime.rank import STORE_VARIABLE, Rank
 
 LOOPBACK_ADDRESS = "127.0.0.1"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.runtime import exits
 from megatron_dpop.runtime.launch import run_processes
 from megatron_dpop.runtime.local_ranks import Logs, Placement

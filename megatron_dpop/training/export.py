@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from checkpoint_convert.conversion.journal import OtherConversionError, is_incomplete
-from checkpoint_convert.files import write_json
 from checkpoint_convert.locate import iteration_folder
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
 from checkpoint_convert.megatron_to_peft import megatron_to_peft
-from megatron_dpop.training.digests import digests_here, named_digests
+from dpop_base.files import write_json
+from megatron_dpop.checkpoints.digests import digests_here, named_digests
+from megatron_dpop.checkpoints.intact import content_files, read_checksums
+from megatron_dpop.tracking.run_folder import RunFolder
 from megatron_dpop.training.identity import weights_id
-from megatron_dpop.training.intact import content_files, read_checksums
-from megatron_dpop.training.run_folder import RunFolder
 
 RECORD = "exports.json"  # by folder, which checkpoint it was exported from
 

@@ -1,7 +1,7 @@
 """Whether a run fits its devices, by its own data's lengths, before anything is allocated on them."""
 
-from checkpoint_convert.architectures import Architecture
-from checkpoint_convert.errors import UserError
+from dpop_base.architectures import Architecture
+from dpop_base.errors import UserError
 from megatron_dpop.config import Config
 from megatron_dpop.data.examples import TokenizedDataset
 from megatron_dpop.plan.fits import check_memory

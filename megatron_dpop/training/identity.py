@@ -9,18 +9,18 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from checkpoint_convert.checksums import digest, seal, unseal
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import write_json
 from checkpoint_convert.locate import assets_folder, checkpoint_kind, iteration_folder
 from checkpoint_convert.tensors.huggingface import HuggingFaceSource
+from dpop_base.checksums import digest, seal, unseal
+from dpop_base.errors import UserError
+from dpop_base.files import write_json
+from megatron_dpop.checkpoints.complete import has_checkpoint
+from megatron_dpop.checkpoints.digests import Digests, digests_here
+from megatron_dpop.checkpoints.intact import content_files
 from megatron_dpop.config import Config
 from megatron_dpop.data.examples import TokenizedDataset
 from megatron_dpop.data.tokenizer import tokenizer_files
-from megatron_dpop.training.complete import has_checkpoint
-from megatron_dpop.training.digests import Digests, digests_here
 from megatron_dpop.training.inputs import Inputs, tokenizer_folder
-from megatron_dpop.training.intact import content_files
 
 NAME = "identity.json"
 CONFIG = "config.json"

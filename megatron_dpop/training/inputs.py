@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from checkpoint_convert.architectures import Architecture, read_architecture
-from checkpoint_convert.errors import UserError, first_line
 from checkpoint_convert.locate import assets_folder
 from checkpoint_convert.weights import check_weights
+from dpop_base.architectures import Architecture, read_architecture
+from dpop_base.errors import UserError, first_line
 from megatron_dpop.config import Config
 from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens
 from megatron_dpop.config.precision import check_precision

@@ -6,10 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_dpop.engine.batches import RowBatch, StepData
+from megatron_dpop.engine.forward import run_rows
+from megatron_dpop.engine.non_finite import non_finite, stop
 from megatron_dpop.losses.kto import kl_estimate
-from megatron_dpop.training.batches import RowBatch, StepData
-from megatron_dpop.training.forward import run_rows
-from megatron_dpop.training.non_finite import non_finite, stop
 
 
 def step_kl(data: StepData, step: int, *, when: str) -> Tensor | None:

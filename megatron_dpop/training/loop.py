@@ -6,26 +6,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_dpop.checkpoints.complete import iteration_name
+from megatron_dpop.checkpoints.saving import Saver
 from megatron_dpop.config import Config
+from megatron_dpop.engine.batches import StepData
+from megatron_dpop.engine.delayed_scales import warm_scales
+from megatron_dpop.engine.engine import Engine
 from megatron_dpop.health import Sighting
 from megatron_dpop.losses.registry import Loss
 from megatron_dpop.runtime.beats import step_took
 from megatron_dpop.runtime.stop import StoppedError, StopRequest, UnhealthyError
-from megatron_dpop.training.batches import StepData
-from megatron_dpop.training.complete import iteration_name
-from megatron_dpop.training.console import Console
-from megatron_dpop.training.delayed_scales import warm_scales
-from megatron_dpop.training.engine import Engine
-from megatron_dpop.training.heartbeat import Heartbeat
+from megatron_dpop.tracking.console import Console
+from megatron_dpop.tracking.heartbeat import Heartbeat
+from megatron_dpop.tracking.recorder import Recorder
+from megatron_dpop.tracking.run_folder import RunFolder
+from megatron_dpop.tracking.weights_and_biases import WandbRun
 from megatron_dpop.training.metrics import StepMetrics
-from megatron_dpop.training.recorder import Recorder
 from megatron_dpop.training.reruns import Reruns
-from megatron_dpop.training.run_folder import RunFolder
-from megatron_dpop.training.saving import Saver
 from megatron_dpop.training.step import train_step
 from megatron_dpop.training.straggler import Stragglers
 from megatron_dpop.training.validation import validate
-from megatron_dpop.training.weights_and_biases import WandbRun
 
 
 class Loop:

@@ -9,15 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_dpop.engine.batches import Examples, RowBatch
+from megatron_dpop.engine.engine import Engine
+from megatron_dpop.engine.non_finite import non_finite
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
 from megatron_dpop.losses.metric_names import LOSS, metric_names
 from megatron_dpop.losses.registry import Loss
 from megatron_dpop.runtime.beats import waiting
 from megatron_dpop.runtime.devices import to_device
 from megatron_dpop.runtime.stop import StopRequest
-from megatron_dpop.training.batches import Examples, RowBatch
-from megatron_dpop.training.engine import Engine
-from megatron_dpop.training.non_finite import non_finite
 from megatron_dpop.training.sources import of_examples
 from megatron_dpop.training.straggler import StepClock, straggler_metrics
 

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from megatron_dpop.data.examples import Lengths, TokenizedExample
-from megatron_dpop.training.batches import Examples
+from megatron_dpop.engine.batches import Examples
 
 
 class MismatchedDataset:

@@ -16,17 +16,17 @@ import torch
 import torch.distributed as dist
 from safetensors.numpy import save
 
-from checkpoint_convert.checksums import digest
-from checkpoint_convert.errors import first_line
-from checkpoint_convert.files import write_bytes
+from dpop_base.checksums import digest
+from dpop_base.errors import first_line
+from dpop_base.files import write_bytes
+from megatron_dpop.engine.batches import ReferenceLogps, RowSource
+from megatron_dpop.engine.delayed_scales import move_scales, warm_scales
+from megatron_dpop.engine.engine import Engine
+from megatron_dpop.engine.forward import logps_only, run_rows
+from megatron_dpop.engine.non_finite import NonFiniteError, named
 from megatron_dpop.models.lora import adapters_off
 from megatron_dpop.rows.row import Row
 from megatron_dpop.runtime.stop import StopRequest
-from megatron_dpop.training.batches import ReferenceLogps, RowSource
-from megatron_dpop.training.delayed_scales import move_scales, warm_scales
-from megatron_dpop.training.engine import Engine
-from megatron_dpop.training.forward import logps_only, run_rows
-from megatron_dpop.training.non_finite import NonFiniteError, named
 
 
 @dataclass(frozen=True)

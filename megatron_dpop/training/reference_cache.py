@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop import logprobs, models, rows
 from megatron_dpop.config import Config
 from megatron_dpop.config.schema import PrecisionConfig
+from megatron_dpop.engine.batches import ReferenceLogps, RowSource
+from megatron_dpop.engine.engine import Engine
 from megatron_dpop.runtime.stop import StoppedError, StopRequest
-from megatron_dpop.training.batches import ReferenceLogps, RowSource
-from megatron_dpop.training.console import Console
-from megatron_dpop.training.engine import Engine
-from megatron_dpop.training.heartbeat import Heartbeat
+from megatron_dpop.tracking.console import Console
+from megatron_dpop.tracking.heartbeat import Heartbeat
+from megatron_dpop.tracking.run_folder import RunFolder, installed_versions
 from megatron_dpop.training.reference import (
     DamagedReferenceError,
     ReferenceKey,
@@ -25,7 +26,6 @@ from megatron_dpop.training.reference import (
     read_reference,
     write_reference,
 )
-from megatron_dpop.training.run_folder import RunFolder, installed_versions
 from megatron_dpop.training.validation import validation_steps
 from megatron_dpop.training.weights import StartingWeights
 

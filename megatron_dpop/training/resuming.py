@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from checkpoint_convert.errors import UserError
-from megatron_dpop.training import checkpoint
-from megatron_dpop.training.complete import complete_iterations, iteration_name
-from megatron_dpop.training.digests import digests_by_all_ranks
-from megatron_dpop.training.engine import Engine
-from megatron_dpop.training.intact import damage
+from dpop_base.errors import UserError
+from megatron_dpop.checkpoints import checkpoint
+from megatron_dpop.checkpoints.complete import complete_iterations, iteration_name
+from megatron_dpop.checkpoints.digests import digests_by_all_ranks
+from megatron_dpop.checkpoints.intact import damage
+from megatron_dpop.engine.engine import Engine
 from megatron_dpop.training.weights import StartingWeights
 
 

@@ -5,12 +5,12 @@ from functools import lru_cache
 
 import torch
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 from megatron_dpop.config.schema import LoraConfig
+from megatron_dpop.engine.batches import RowSource
 from megatron_dpop.plan.flops import training_flops
 from megatron_dpop.plan.hardware import known_device
 from megatron_dpop.runtime.devices import on_gpu
-from megatron_dpop.training.batches import RowSource
 
 
 def speed_metrics(

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from megatron_dpop.engine.batches import RowSource, StepData
+from megatron_dpop.engine.engine import Engine
+from megatron_dpop.engine.forward import run_rows
+from megatron_dpop.engine.non_finite import NonFiniteError, stop
 from megatron_dpop.models.lora import seed_dropout
-from megatron_dpop.training.batches import RowSource, StepData
-from megatron_dpop.training.engine import Engine
-from megatron_dpop.training.forward import run_rows
 from megatron_dpop.training.kl import step_kl
 from megatron_dpop.training.metrics import StepMetrics
-from megatron_dpop.training.non_finite import NonFiniteError, stop
 from megatron_dpop.training.reruns import Reruns
 from megatron_dpop.training.speed import speed_metrics
 

@@ -12,30 +12,30 @@ from torch.distributed.checkpoint.api import CheckpointException
 from checkpoint_convert.assets import copy_assets
 from checkpoint_convert.locate import ASSETS, assets_folder
 from checkpoint_convert.lora import Lora, write_adapter_config
+from megatron_dpop.checkpoints.complete import has_checkpoint, iteration_name
+from megatron_dpop.checkpoints.digests import digests_by_all_ranks
 from megatron_dpop.config import Config
 from megatron_dpop.config.load import as_dict
 from megatron_dpop.config.schema import LoraConfig
+from megatron_dpop.engine.batches import RowSource, StepData
+from megatron_dpop.engine.engine import Engine, build_engine
 from megatron_dpop.plan.flops import adapter_parameters
 from megatron_dpop.runtime import processes
 from megatron_dpop.runtime.peers import watching_peers
 from megatron_dpop.runtime.stop import StoppedError, StopRequest, UnhealthyError
-from megatron_dpop.training.batches import RowSource, StepData
-from megatron_dpop.training.complete import has_checkpoint, iteration_name
-from megatron_dpop.training.console import Console
-from megatron_dpop.training.digests import digests_by_all_ranks
-from megatron_dpop.training.engine import Engine, build_engine
+from megatron_dpop.tracking.console import Console
+from megatron_dpop.tracking.heartbeat import Heartbeat
+from megatron_dpop.tracking.run_folder import RunFolder
+from megatron_dpop.tracking.weights_and_biases import WandbRun
 from megatron_dpop.training.export import Exports
 from megatron_dpop.training.fits import check_fits_devices
-from megatron_dpop.training.heartbeat import Heartbeat
 from megatron_dpop.training.identity import Identity, check_same, identify, read_identity, write_identity
 from megatron_dpop.training.inputs import Inputs
 from megatron_dpop.training.loop import Loop
 from megatron_dpop.training.mismatched import MismatchedDataset
 from megatron_dpop.training.reference_cache import References
 from megatron_dpop.training.resuming import load_policy
-from megatron_dpop.training.run_folder import RunFolder
 from megatron_dpop.training.weights import StartingWeights
-from megatron_dpop.training.weights_and_biases import WandbRun
 
 
 def train(config: Config, inputs: Inputs, device: torch.device, stop: StopRequest) -> None:

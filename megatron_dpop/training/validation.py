@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from megatron_dpop.training.batches import RowSource, StepData
-from megatron_dpop.training.forward import run_rows
+from megatron_dpop.engine.batches import RowSource, StepData
+from megatron_dpop.engine.forward import run_rows
+from megatron_dpop.engine.non_finite import stop
 from megatron_dpop.training.kl import step_kl
 from megatron_dpop.training.metrics import StepMetrics
-from megatron_dpop.training.non_finite import stop
 
 
 def validation_steps(source: RowSource) -> int:

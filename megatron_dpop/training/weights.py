@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import ITERATION, hf_to_megatron
 from checkpoint_convert.locate import checkpoint_kind, iteration_folder
+from dpop_base.errors import UserError
+from megatron_dpop.checkpoints import checkpoint
+from megatron_dpop.checkpoints.digests import digests_by_all_ranks, digests_here, named_digests
+from megatron_dpop.checkpoints.intact import content_files, damage, read_checksums, write_checksums
+from megatron_dpop.engine.engine import Engine
 from megatron_dpop.runtime import processes
-from megatron_dpop.training import checkpoint
-from megatron_dpop.training.digests import digests_by_all_ranks, digests_here, named_digests
-from megatron_dpop.training.engine import Engine
 from megatron_dpop.training.identity import CONFIG, weights_id
-from megatron_dpop.training.intact import content_files, damage, read_checksums, write_checksums
 
 
 class StartingWeights:

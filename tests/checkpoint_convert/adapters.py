@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from checkpoint_convert.architectures import read_architecture
 from checkpoint_convert.assets import copy_assets
-from checkpoint_convert.files import write_text
 from checkpoint_convert.locate import TRACKER
 from checkpoint_convert.lora import Lora, write_adapter_config
 from checkpoint_convert.rules.adapters import LINEARS, adapter_tensors
 from checkpoint_convert.rules.families import RULES
+from dpop_base.architectures import read_architecture
+from dpop_base.files import write_text
 from tests.distributed import run_ranks
 
 RANK, ALPHA = 4, 10.0

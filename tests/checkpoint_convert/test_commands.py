@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoint_convert.commands import run
-from tests.checkpoint_convert.architectures.test_read import LLAMA, QWEN1
 from tests.checkpoint_convert.models import save_small
+from tests.dpop_base.architectures.test_read import LLAMA, QWEN1
 
 
 @pytest.mark.parametrize("command", [[], ["hf-to-megatron"], ["megatron-to-hf"], ["verify"]])

@@ -11,10 +11,10 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from checkpoint_convert.commands import run
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.verify import verify
 from checkpoint_convert.weights import check_weights
+from dpop_base.errors import UserError
 from tests.checkpoint_convert.models import save_small
 
 

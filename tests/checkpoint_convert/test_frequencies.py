@@ -10,9 +10,9 @@ from transformers import LlamaConfig, Phi3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-from checkpoint_convert.architectures import Architecture, read_architecture
-from checkpoint_convert.architectures.architecture import LinearScaling, RopeScaling, YarnScaling
 from checkpoint_convert.frequencies import frequencies
+from dpop_base.architectures import Architecture, read_architecture
+from dpop_base.architectures.architecture import LinearScaling, RopeScaling, YarnScaling
 from tests.checkpoint_convert.models import LLAMA3_ROPE, ROPE, SMALL
 from tests.distributed import run_ranks
 

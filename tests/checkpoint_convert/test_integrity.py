@@ -11,13 +11,13 @@ import torch
 
 from checkpoint_convert.commands import run
 from checkpoint_convert.conversion.journal import JOURNAL
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.manifest import MANIFEST
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
 from checkpoint_convert.verify import verify
 from checkpoint_convert.weights import check_converted, check_weights
+from dpop_base.errors import UserError
 from tests.checkpoint_convert.models import save_small
 
 FLIPS = 60

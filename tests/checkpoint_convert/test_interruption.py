@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from checkpoint_convert.conversion import plan, run
 from checkpoint_convert.conversion.journal import JOURNAL
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.locate import checkpoint_kind
 from checkpoint_convert.manifest import MANIFEST
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
 from checkpoint_convert.verify import verify
+from dpop_base.errors import UserError
 from tests.checkpoint_convert.models import save_small
 
 # The command with files so small that even these models take many, and with time to be killed in between.

@@ -8,9 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from checkpoint_convert.architectures import read_architecture
 from checkpoint_convert.commands import run
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
 from checkpoint_convert.megatron_to_peft import megatron_to_peft
@@ -18,6 +16,8 @@ from checkpoint_convert.rules.adapters import LINEARS, peft_modules
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.verify import logits_of, verify
 from checkpoint_convert.weights import check_weights
+from dpop_base.architectures import read_architecture
+from dpop_base.errors import UserError
 from tests.checkpoint_convert.adapters import ALPHA, RANK, peft_delta, save_adapters, with_peft
 from tests.checkpoint_convert.models import FAMILIES, save_small
 from tests.checkpoint_convert.qwen1 import Qwen1
@@ -108,13 +108,13 @@ def adapted_logits(folders: list[tuple[str, str]], tensor: int, tokens: list[int
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     from checkpoint_convert.locate import iteration_folder
+    from megatron_dpop.checkpoints.checkpoint import load_model
     from megatron_dpop.config.layout import ModelLayout
     from megatron_dpop.config.schema import LoraConfig
     from megatron_dpop.models.build import build_model, transformer_config
     from megatron_dpop.models.layout import RowLayout
     from megatron_dpop.models.lora import add_adapters, is_adapter
     from megatron_dpop.rows.context import attention_plan
-    from megatron_dpop.training.checkpoint import load_model
 
     parallel_state.initialize_model_parallel(tensor)
     tensor_parallel.model_parallel_cuda_manual_seed(1)

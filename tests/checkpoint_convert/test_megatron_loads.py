@@ -19,8 +19,8 @@ def megatron_logits(folders: list[str], tensor: int, pipeline: int, tokens: list
     from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-    from checkpoint_convert.architectures import read_architecture
     from checkpoint_convert.locate import iteration_folder
+    from dpop_base.architectures import read_architecture
     from megatron_dpop.config.layout import ModelLayout
     from megatron_dpop.models.build import build_model, transformer_config
     from megatron_dpop.models.layout import RowLayout

@@ -12,12 +12,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from checkpoint_convert.architectures import read_architecture
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron
 from checkpoint_convert.tensors.safetensors_file import safetensors_header
+from dpop_base.architectures import read_architecture
 from tests.checkpoint_convert.adapters import ALPHA, RANK, save_adapters
-from tests.checkpoint_convert.architectures.test_read import LLAMA
+from tests.dpop_base.architectures.test_read import LLAMA
 
 VOCABULARY, HIDDEN = 500_000, 1024  # 1.02 GB of embedding in bf16
 LIMIT = 500 << 20

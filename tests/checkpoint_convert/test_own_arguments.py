@@ -14,10 +14,7 @@ import torch
 from megatron.core.transformer.enums import AttnBackend
 from safetensors.torch import load_file
 
-from checkpoint_convert.architectures import read_architecture
-from checkpoint_convert.architectures.own_arguments import disagreements
 from checkpoint_convert.commands import run
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.manifest import MANIFEST
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
@@ -26,6 +23,9 @@ from checkpoint_convert.tensors.torch_dist import TorchDistSource
 from checkpoint_convert.tensors.torch_dist_write import common_state
 from checkpoint_convert.verify import verify
 from checkpoint_convert.weights import check_weights
+from dpop_base.architectures import read_architecture
+from dpop_base.architectures.own_arguments import disagreements
+from dpop_base.errors import UserError
 from tests.checkpoint_convert.models import CONFIGS, save_small
 
 # As Megatron-LM keeps them, with what is no plain data.

@@ -45,7 +45,7 @@ def most_probable_next(checkpoint: str, sequences: list[list[int]]) -> list[list
     from megatron_dpop.runtime import processes
 
     device = processes.initialize(ParallelConfig(), seed=0)
-    from megatron_dpop.training.logits import megatron_logits
+    from megatron_dpop.analysis.logits import megatron_logits
 
     logits = megatron_logits(Path(checkpoint), sequences, dtype=torch.float32, device=device)
     return [of_sequence.argmax(-1).tolist() for of_sequence in logits]

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoint_convert.assets import copy_assets
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import write_text
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.locate import TRACKER, iteration_folder
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
+from dpop_base.errors import UserError
+from dpop_base.files import write_text
 from tests.checkpoint_convert.models import CONFIGS, SMALL, save_small
 from tests.distributed import run_ranks
 
@@ -22,7 +22,7 @@ def load_and_save(source: str, target: str, tensor: int, pipeline: int, pad_head
     from megatron.core.dist_checkpointing import ShardedTensor
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-    from checkpoint_convert.architectures import read_architecture
+    from dpop_base.architectures import read_architecture
     from megatron_dpop.config.layout import ModelLayout
     from megatron_dpop.models.build import build_model, transformer_config
 

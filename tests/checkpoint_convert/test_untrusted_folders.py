@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_convert.architectures import read_architecture
 from checkpoint_convert.commands import run
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.tensors.pickles import load_dcp_metadata, load_saved
+from dpop_base.architectures import read_architecture
+from dpop_base.errors import UserError
 from tests.checkpoint_convert.models import save_small
 
 

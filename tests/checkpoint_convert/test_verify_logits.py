@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from checkpoint_convert.architectures import read_architecture
-from checkpoint_convert.architectures.families import FAMILIES
-from checkpoint_convert.architectures.family import Family
 from checkpoint_convert.commands import run
 from checkpoint_convert.logits import MOST_TOKENS, needed_length, prompt
-from tests.checkpoint_convert.architectures.test_read import LLAMA, SCALING, folder
+from dpop_base.architectures import read_architecture
+from dpop_base.architectures.families import FAMILIES
+from dpop_base.architectures.family import Family
 from tests.checkpoint_convert.models import fill, save_small
+from tests.dpop_base.architectures.test_read import LLAMA, SCALING, folder
 
 MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
 

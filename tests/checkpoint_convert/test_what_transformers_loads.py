@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
 from checkpoint_convert.tensors.torch_dtypes import TORCH
 from checkpoint_convert.verify import open_checkpoint
+from dpop_base.errors import UserError
 from tests.checkpoint_convert.models import save_small
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

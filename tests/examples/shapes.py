@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.architectures import read_architecture
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron
+from dpop_base.architectures import read_architecture
 from examples.recipes.tiny import make_tokenizer
 
 # hidden, layers, heads, key/value heads, FFN, vocabulary, rope theta

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
+from dpop_base.errors import UserError
 from tests.distributed import leave_model_parallel, run_ranks
 from tests.hostile import payloads
 from tests.tiny import write_config, write_model, write_pairs

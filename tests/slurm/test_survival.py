@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_dpop.training.complete import TRACKER, incompleteness
+from megatron_dpop.checkpoints.complete import TRACKER, incompleteness
 from tests.distributed import run_ranks
 from tests.slurm.cluster import Cluster, heartbeat, metrics
 from tests.tiny import write_config, write_model, write_pairs

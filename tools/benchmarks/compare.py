@@ -16,7 +16,7 @@ from benchmarks.contenders import CONTENDERS, OURS, TRL_DEFAULT, Outcome, Task
 from benchmarks.made_up_pairs import KINDS
 from benchmarks.report import Report, markdown
 from benchmarks.turns import run_in_turns
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 # How far the losses of two right trainers may lie apart, at beta 0.1 and learning rate 5e-6. In bf16 a completion's
 # log-probability carries about half a nat of rounding (docs/numerics.md), times beta 0.05; a step is a mean of 8 pairs.

@@ -114,8 +114,8 @@ def made_up_pairs(kind: str, model: Path, pairs: int) -> MadeUpPairs | None:
     lengths = lengths_of(kind)
     if lengths is None:
         return None
-    from checkpoint_convert.architectures import read_architecture
     from checkpoint_convert.locate import assets_folder
+    from dpop_base.architectures import read_architecture
 
     return MadeUpPairs(lengths, pairs, vocab_size=read_architecture(assets_folder(model)).vocab_size)
 

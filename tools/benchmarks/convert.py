@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import Report
-from checkpoint_convert.architectures import read_architecture
-from checkpoint_convert.errors import UserError
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.safetensors_file import safetensors_header
+from dpop_base.architectures import read_architecture
+from dpop_base.errors import UserError
 
 SHARD_BYTES = 5_000_000_000  # what models are usually published in
 BLOCK_BYTES = 16 << 20

@@ -83,9 +83,9 @@ def write_pairs(path: Path, texts: list[dict[str, Any]], count: int) -> None:
 
 def measure(options: argparse.Namespace, source: Path, count: int, cache: Path) -> Measurement:
     from megatron_dpop.data.load import Source, load_dataset
+    from megatron_dpop.engine.batches import dataset_shapes
     from megatron_dpop.rows.row import build_row
     from megatron_dpop.rows.schedule import plan_rows, step_examples
-    from megatron_dpop.training.batches import dataset_shapes
 
     def load() -> Any:
         return load_dataset(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.data.examples import Lengths, TokenizedExample
 
 Draw = np.random.Generator
@@ -75,7 +75,7 @@ def lengths_of(kind: str) -> Callable[[Draw, int], PairLengths] | None:
 
 
 class MadeUpPairs:
-    """What the trainer asks of a data set (`megatron_dpop.training.batches.Examples`); tokens are drawn when read."""
+    """What the trainer asks of a data set (`megatron_dpop.engine.batches.Examples`); tokens are drawn when read."""
 
     source_names = ("made up",)
 

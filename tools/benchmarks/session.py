@@ -145,8 +145,8 @@ def _inputs(config: Config, pairs: Any) -> Any:
 
     if pairs is None:
         return read_inputs(config, progress=False)
-    from checkpoint_convert.architectures import read_architecture
     from checkpoint_convert.locate import assets_folder
+    from dpop_base.architectures import read_architecture
     from megatron_dpop.losses.registry import build_loss
     from megatron_dpop.training.inputs import Inputs, resolve_model
 

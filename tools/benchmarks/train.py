@@ -16,7 +16,7 @@ from benchmarks.made_up_pairs import KINDS
 from benchmarks.rates import FORMULA, Rates, rates, reachable_flops
 from benchmarks.report import Report, markdown
 from benchmarks.session import open_session
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 
 def register(subparsers: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from benchmarks.made_up_pairs import KINDS, MadeUpPairs
 
-from checkpoint_convert.architectures import read_architecture
+from dpop_base.architectures import read_architecture
 from gpu_checks.finding import Finding, within
 from megatron_dpop.config.load import config_from_dict
 from megatron_dpop.plan.flops import training_flops
@@ -75,9 +75,9 @@ def check(
 def _training(
     device: torch.device, name: str, layers: int, vocabulary: int, fp8: str | None, row_tokens: int, rows: int
 ) -> tuple[Any, Any, Any]:
+    from megatron_dpop.engine.batches import RowSource, StepData
+    from megatron_dpop.engine.engine import build_engine
     from megatron_dpop.losses.registry import build_loss
-    from megatron_dpop.training.batches import RowSource, StepData
-    from megatron_dpop.training.engine import build_engine
 
     with tempfile.TemporaryDirectory() as folder:
         config, architecture = _described(Path(folder), name, layers, vocabulary, fp8, row_tokens)

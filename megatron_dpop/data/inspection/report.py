@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 from ..build import fault_of
 from ..formats import Format, Notes

@@ -11,8 +11,8 @@ from itertools import batched
 from pathlib import Path
 from typing import Any, TextIO
 
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import replacing
+from dpop_base.errors import UserError
+from dpop_base.files import replacing
 
 from ..build import fault_of
 from ..formats import Notes

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 from .numbers import OF_EVERY_EXAMPLE, OF_PAIRS, OF_PAIRS_WITH_TOKENIZER, WITH_TOKENIZER
 

@@ -9,7 +9,7 @@ from itertools import batched, chain, islice
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 from ..processes import default_workers, ordered_map
 from ..progress import track

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from checkpoint_convert.files import replacing, write_json
+from dpop_base.files import replacing, write_json
 
 from ..edit_distance import normalised_edit_distance, words_of
 

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from checkpoint_convert.architectures import Architecture
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import TensorRecipe, from_megatron, to_megatron
 from checkpoint_convert.rules.segments import Segment, slice_segments
+from dpop_base.architectures import Architecture
 
 
 @st.composite

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from checkpoint_convert.commands import run as convert
-from checkpoint_convert.os_errors import FIXES, explain_os_error
+from dpop_base.os_errors import FIXES, explain_os_error
 from megatron_dpop.commands.main import run
 from megatron_dpop.runtime import exits
 from tests.tiny import write_config, write_model, write_pairs

@@ -34,7 +34,7 @@ def _megatron_logits(checkpoint: Path, dtype: torch.dtype) -> list[list[float]]:
     from megatron_dpop.runtime import processes
 
     device = processes.initialize(ParallelConfig(), seed=0)
-    from megatron_dpop.training.logits import megatron_logits
+    from megatron_dpop.analysis.logits import megatron_logits
 
     return megatron_logits(checkpoint, [TOKENS], dtype=dtype, device=device)[0].tolist()
 

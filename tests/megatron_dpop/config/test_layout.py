@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from checkpoint_convert.architectures import Architecture, read_architecture
-from checkpoint_convert.errors import UserError
+from dpop_base.architectures import Architecture, read_architecture
+from dpop_base.errors import UserError
 from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens, row_multiple
 from tests.tiny import write_model
 

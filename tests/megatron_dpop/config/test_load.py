@@ -2,7 +2,7 @@
 
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.config.load import override
 
 

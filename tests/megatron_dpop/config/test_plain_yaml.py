@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.config import load_config
 from megatron_dpop.config.plain_yaml import read_yaml
 

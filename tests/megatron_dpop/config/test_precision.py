@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from checkpoint_convert.architectures import read_architecture
-from checkpoint_convert.errors import UserError
+from dpop_base.architectures import read_architecture
+from dpop_base.errors import UserError
 from megatron_dpop.config.layout import ModelLayout
 from megatron_dpop.config.load import config_from_dict
 from megatron_dpop.config.precision import check_precision
@@ -90,8 +90,8 @@ def _megatron_configs(folder: str) -> list[tuple[str, bool, int]]:
     """What Megatron-Core makes of each recipe, after its own checks."""
     import torch
 
+    from megatron_dpop.engine.engine import model_options
     from megatron_dpop.models.build import transformer_config
-    from megatron_dpop.training.engine import model_options
 
     found = []
     for precision in RECIPES:

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.config.load import config_from_dict
 from megatron_dpop.config.schema import LoggingConfig, RuleName, SourceConfig, WandbConfig
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.data.bounded import TooSlowError, within_seconds
 from megatron_dpop.data.records import BadRowError
 from megatron_dpop.data.tokenizer import load_tokenizer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 
 from .test_load import load, rows, tokens, write
 

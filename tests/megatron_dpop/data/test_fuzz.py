@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.commands.main import run
 from megatron_dpop.data.load import Source, load_dataset
 from megatron_dpop.data.read_rows import read_rows

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.data.examples import TokenizedDataset
 from megatron_dpop.data.load import Source, load_dataset, source_names
 

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.data.reading import open_source
 from megatron_dpop.data.rows import FileRows, Location, _hub_rows, find_rows
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.data import templates
 from megatron_dpop.data.records import (
     BadRowError,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.data.records import BadRowError, Record
 from megatron_dpop.data.tokenise import Tokenised, TooLong, common_prefix_tokens, tokenise
 from megatron_dpop.data.tokenizer import TextTokenizer, load_tokenizer

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from checkpoint_convert.commands import run as checkpoint_convert
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.commands.main import run
 from megatron_dpop.evaluation.subject import find_subject
 from tests.tiny import write_config, write_model, write_pairs

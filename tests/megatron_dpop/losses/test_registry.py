@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.losses.contract import CompletionBatch
 from megatron_dpop.losses.registry import REGISTRY, build_loss
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.pages import colour, write_page
 from megatron_dpop.pages.page import HERE, NAMED_COLOURS
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 from megatron_dpop.config import Config
 from megatron_dpop.config.load import config_from_dict
 from megatron_dpop.data.examples import TokenizedExample
@@ -104,9 +104,9 @@ def engine_and_rows(architecture: Architecture, config: Config, pairs: Pairs, de
     """The engine with random weights, and the rows of one of its steps."""
     import torch
 
+    from megatron_dpop.engine.batches import row_batch
+    from megatron_dpop.engine.engine import build_engine
     from megatron_dpop.rows.row import build_row
-    from megatron_dpop.training.batches import row_batch
-    from megatron_dpop.training.engine import build_engine
 
     engine = build_engine(config, architecture, device)
     for module in engine.modules:
@@ -119,7 +119,7 @@ def engine_and_rows(architecture: Architecture, config: Config, pairs: Pairs, de
 
 
 def _step(engine: Any, rows: list[Any]) -> None:
-    from megatron_dpop.training.forward import logps_only, run_rows
+    from megatron_dpop.engine.forward import logps_only, run_rows
 
     engine.zero_gradients()
     run_rows(engine, rows, logps_only, forward_only=False)

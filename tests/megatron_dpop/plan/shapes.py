@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from checkpoint_convert.architectures import Architecture
+from dpop_base.architectures import Architecture
 
 QWEN_72B = Architecture(
     family="qwen",

@@ -24,7 +24,7 @@ def _counted(config: Config, backward: bool) -> dict[str, int]:
     from megatron_dpop.runtime import processes
 
     device = processes.initialize(config.parallel, seed=0)
-    from megatron_dpop.training.forward import logps_only, run_rows
+    from megatron_dpop.engine.forward import logps_only, run_rows
 
     engine, rows = engine_and_rows(SMALL, config, ROWS, device)
     counter = FlopCounterMode(display=False)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
-from checkpoint_convert.architectures import Architecture, read_architecture
+from dpop_base.architectures import Architecture, read_architecture
 from megatron_dpop.plan.choice import LayoutChoice
 from megatron_dpop.plan.parameters import model_parameters, stage_parameters
 from tests.checkpoint_convert.models import CONFIGS
@@ -18,7 +18,7 @@ from tests.distributed import run_ranks
 from tests.megatron_dpop.plan.shapes import QWEN2_72B, QWEN3_32B, QWEN_72B, SMALL, SMAUG_72B, SMOLLM2_135M
 
 RANKS = 64
-PUBLISHED = Path(__file__).parents[2] / "checkpoint_convert" / "published"
+PUBLISHED = Path(__file__).parents[2] / "dpop_base" / "published"
 LAYOUTS: dict[str, tuple[Architecture, LayoutChoice]] = {
     "qwen-72b": (QWEN_72B, LayoutChoice(tensor=8, pipeline=8)),
     "qwen-72b interleaved": (QWEN_72B, LayoutChoice(tensor=4, pipeline=4, virtual_pipeline=5, context=2, data=2)),

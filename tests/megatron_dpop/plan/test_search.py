@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.plan.choice import LayoutChoice, check_choice
 from megatron_dpop.plan.fits import check_memory

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.commands.main import run as megatron_dpop
 from megatron_dpop.report import Figure, Row, Section, Table, write_report
 from tests.megatron_dpop.report.runs import metrics, write_run

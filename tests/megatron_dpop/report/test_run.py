@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.report.run import distinct_names, read_run, read_runs
 from tests.megatron_dpop.report.runs import metrics, write_run
 

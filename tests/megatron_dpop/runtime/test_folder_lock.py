@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_convert.errors import UserError
-from checkpoint_convert.files import remove_stale
+from dpop_base.errors import UserError
+from dpop_base.files import remove_stale
 from megatron_dpop.runtime import folder_lock
 from megatron_dpop.runtime.folder_lock import NAME, FolderLock, Writer, check_unlocked
 

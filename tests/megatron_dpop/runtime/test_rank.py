@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.runtime.rank import Rank, launched
 from megatron_dpop.runtime.rendezvous import master_address
 

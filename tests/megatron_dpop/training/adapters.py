@@ -34,7 +34,7 @@ def _share(tree: dict) -> Share:
     run, first_step = open_run(tree)
     from megatron.core import parallel_state
 
-    from megatron_dpop.training.forward import run_rows
+    from megatron_dpop.engine.forward import run_rows
     from megatron_dpop.training.metrics import StepMetrics
 
     engine = run.engine

@@ -39,7 +39,7 @@ def _part(tree: dict, table: str | None) -> Part:
     device = processes.initialize(config.parallel, seed=0)
     from megatron.core import parallel_state
 
-    from megatron_dpop.training.forward import run_rows
+    from megatron_dpop.engine.forward import run_rows
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.metrics import StepMetrics
     from megatron_dpop.training.reference import compute_reference

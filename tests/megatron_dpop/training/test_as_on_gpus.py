@@ -26,7 +26,8 @@ def _trained(tree: dict, kept: str) -> list[dict]:
     """Metrics of a run, with the gradient's norm left on the device, or with weights loaded as FP8 ones are."""
     from megatron.core.optimizer import clip_grads, distrib_optimizer
 
-    from megatron_dpop.training import checkpoint, engine
+    from megatron_dpop.checkpoints import checkpoint
+    from megatron_dpop.engine import engine
 
     if kept == "norm":  # as with Transformer Engine's kernels
         clip_grads.multi_tensor_scale_tensor_impl = clip_grads.multi_tensor_scale_impl
@@ -75,7 +76,7 @@ def test_extra_states_are_not_loaded() -> None:
 
 
 def _loadable_keys() -> dict[str, list[str]]:
-    from megatron_dpop.training.checkpoint import _loadable
+    from megatron_dpop.checkpoints.checkpoint import _loadable
 
     entries = {"linear.weight": 1, "linear._extra_state": 2}
     return {chunk: list(kept) for chunk, kept in _loadable({"model": entries}).items()}

@@ -127,7 +127,7 @@ BAD_LINES = (
 
 @pytest.mark.parametrize("line", BAD_LINES, ids=range(len(BAD_LINES)))
 def test_lines_that_are_no_metrics(tmp_path: Path, line: bytes) -> None:
-    from megatron_dpop.training.history import keep_history
+    from megatron_dpop.tracking.history import keep_history
 
     good = [{"step": step, "loss": 0.5 + step} for step in range(3)]
     path = tmp_path / "metrics.jsonl"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.config.load import config_from_dict
 from megatron_dpop.plan.hardware import GIB
 from megatron_dpop.training.fits import check_fits_devices, dataset_workload

@@ -133,7 +133,7 @@ _finish_export = []
 def _let_exports_fail() -> None:
     """At an export's end: tensors are written, the manifest is not."""
     from checkpoint_convert import megatron_to_hf
-    from checkpoint_convert.errors import UserError
+    from dpop_base.errors import UserError
 
     def interrupted(*_: object) -> None:
         raise UserError("interrupted")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from checkpoint_convert.architectures import read_architecture
 from checkpoint_convert.megatron_to_peft import megatron_to_peft
+from dpop_base.architectures import read_architecture
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.plan.flops import adapter_parameters
 from tests.distributed import kill_ranks_when, run_ranks

@@ -55,7 +55,7 @@ def _tree(
 
 def errors_here(trees: list[dict]) -> list[str]:
 
-    from megatron_dpop.training.non_finite import NonFiniteError
+    from megatron_dpop.engine.non_finite import NonFiniteError
 
     messages = []
     for tree in trees:

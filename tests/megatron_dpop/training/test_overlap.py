@@ -20,7 +20,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _trained(tree: dict, bucket_entries: int | None) -> list[dict]:
-    from megatron_dpop.training import engine
+    from megatron_dpop.engine import engine
 
     if bucket_entries is not None:  # models that need several are not tiny
         config = engine.DistributedDataParallelConfig

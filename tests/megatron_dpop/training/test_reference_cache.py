@@ -45,7 +45,7 @@ def said_here(trees: list[dict], age: Path | None = None) -> list[tuple[str, lis
 
 
 def _said(tree: dict) -> tuple[str, list[list[float]]]:
-    from checkpoint_convert.errors import UserError
+    from dpop_base.errors import UserError
     from megatron_dpop.config.load import config_from_dict
     from megatron_dpop.config.schema import ParallelConfig
     from megatron_dpop.runtime import processes

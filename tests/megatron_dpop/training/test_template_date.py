@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.config.load import config_from_dict, load_config
 from megatron_dpop.training.template_date import date_words, with_date
 from tests.tiny import TEMPLATE, write_config, write_model, write_pairs
@@ -33,7 +33,7 @@ def test_the_date_is_the_config_s_or_the_run_s_or_today(tmp_path: Path, monkeypa
     assert _dated(_tree()) == "2026-11-26"
     assert _dated(_tree(template_date="2026-01-02")) == "2026-01-02"
     begun = with_date(config_from_dict(_tree(), origin="test"))
-    from megatron_dpop.training.run_folder import RunFolder
+    from megatron_dpop.tracking.run_folder import RunFolder
 
     RunFolder(begun).write_start(world_size=1)
     monkeypatch.setattr("megatron_dpop.training.template_date.today", lambda: "2026-11-27")

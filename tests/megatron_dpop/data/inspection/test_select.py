@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.commands.main import run
 from megatron_dpop.data.inspection.balance import length_bias
 from megatron_dpop.data.inspection.numbers import normalised_hamming

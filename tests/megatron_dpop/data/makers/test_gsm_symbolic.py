@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.data.makers.corrupt import Corruption, corrupt, final_answer
 from megatron_dpop.data.makers.gsm_symbolic import make_gsm_symbolic, problems
 

@@ -8,7 +8,7 @@ import datasets
 import pyarrow.parquet
 import pytest
 
-from checkpoint_convert.errors import UserError
+from dpop_base.errors import UserError
 from megatron_dpop.data.makers.make import hold_out, make_pairs
 from megatron_dpop.data.makers.pairs_file import Pair
 

@@ -1,0 +1,1 @@
+"""What the trainer and the converter both stand on: errors, files, checksums, architectures, progress."""

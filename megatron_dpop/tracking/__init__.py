@@ -1,0 +1,1 @@
+"""What a run leaves for people to read: its folder, metrics, console lines, heartbeat, Weights & Biases."""

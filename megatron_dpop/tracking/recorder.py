@@ -1,0 +1,67 @@
+"""What is kept of a run's numbers, and what the health monitor says of them. On rank 0 only."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from megatron_dpop.config import Config
+from megatron_dpop.config.load import as_dict, flatten
+from megatron_dpop.health import Monitor, Sighting
+from megatron_dpop.tracking.history import keep_history
+from megatron_dpop.tracking.run_folder import RunFolder, append_line, write_lines
+from megatron_dpop.tracking.weights_and_biases import WandbRun
+
+
+class Recorder:
+    """Writes metrics.jsonl, health.jsonl, TensorBoard's events and Weights & Biases' run.
+
+    The monitor reads the lines that a resumed run keeps anew: what it knows, and health.jsonl, depends on nothing else.
+    """
+
+    def __init__(
+        self, config: Config, folder: RunFolder, wandb: WandbRun | None, *, first_step: int, say: Callable[[str], None]
+    ) -> None:
+        self._folder = folder
+        self._wandb = wandb
+        self._monitor = Monitor(flatten(as_dict(config)))
+        history = keep_history(folder.metrics, first_step, say)
+        kept = [sighting for line in history for sighting in self._observe(line)]
+        write_lines(folder.health, map(asdict, kept))
+        # A run that was killed after its last line has not acted on what that line showed.
+        self.unheeded = [sighting for sighting in kept if sighting.step == first_step - 1]
+        self._board: SummaryWriter | None = None
+        if config.logging.tensorboard:
+            self._board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step)
+
+    def write(self, line: dict[str, Any]) -> list[Sighting]:
+        """Keeps a line; returns what the health monitor sees for the first time."""
+        append_line(self._folder.metrics, line)
+        step = line["step"]
+        values = {name: value for name, value in line.items() if name != "step"}
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(step, values)
+        new = self._observe(line)
+        for sighting in new:
+            self._tell(sighting)
+        return new
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.close()
+
+    def _observe(self, line: dict[str, Any]) -> list[Sighting]:
+        return self._monitor.observe(line["step"], {name: value for name, value in line.items() if name != "step"})
+
+    def _tell(self, sighting: Sighting) -> None:
+        append_line(self._folder.health, asdict(sighting))
+        if self._board is not None:
+            self._board.add_text("health", str(sighting), sighting.step)
+        if self._wandb is not None:
+            self._wandb.tell(sighting.title, str(sighting))
