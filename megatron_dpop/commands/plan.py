@@ -93,8 +93,7 @@ def _workload(config: Config, model: Path, pair: str | None) -> tuple[Workload, 
     )
     if pair is None and is_readable:
         from megatron_dpop.losses.registry import build_loss
-        from megatron_dpop.training.fits import dataset_workload
-        from megatron_dpop.training.inputs import read_data, tokenizer_folder
+        from megatron_dpop.training.inputs import dataset_workload, read_data, tokenizer_folder
 
         folder = tokenizer_folder(config, model)
         dataset = read_data(config, config.data.train, build_loss(config.loss), folder, progress=False)

@@ -24,7 +24,7 @@ from megatron_dpop.tracking.weights_and_biases import WandbRun
 from megatron_dpop.training.metrics import StepMetrics
 from megatron_dpop.training.reruns import Reruns
 from megatron_dpop.training.step import train_step
-from megatron_dpop.training.straggler import Stragglers
+from megatron_dpop.training.timing import Stragglers
 from megatron_dpop.training.validation import validate
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_dpop.engine.batches import Examples, RowBatch
@@ -18,8 +19,7 @@ from megatron_dpop.losses.registry import Loss
 from megatron_dpop.runtime.beats import waiting
 from megatron_dpop.runtime.devices import to_device
 from megatron_dpop.runtime.stop import StopRequest
-from megatron_dpop.training.sources import of_examples
-from megatron_dpop.training.straggler import StepClock, straggler_metrics
+from megatron_dpop.training.timing import StepClock, straggler_metrics
 
 
 class StepMetrics:
@@ -101,7 +101,7 @@ class StepMetrics:
         for index in range(len(self.sources)):
             kept = source == index
             if kept.any():
-                found.append(self._sums(loss(of_examples(batch, row.row.sequence_example, kept))))
+                found.append(self._sums(loss(only_examples(batch, row.row.sequence_example, kept))))
             else:
                 found.append(torch.zeros(len(self.loss_names), 2, dtype=torch.float64, device=batch.logps.device))
         return found
@@ -112,3 +112,25 @@ def _drift(row: RowBatch, logps: Tensor) -> Tensor:
     if row.reference_logps is None or not logps.numel():
         return torch.zeros((), dtype=torch.float64, device=logps.device)
     return (logps - row.reference_logps).abs().max().double()
+
+
+def only_examples(
+    batch: CompletionBatch, sequence_example: NDArray[np.int64], kept: NDArray[np.bool_]
+) -> CompletionBatch:
+    """The batch without gradients and with the kept examples only.
+
+    sequence_example [sequences] (the batch's `example`, on the host: no wait for the device), kept [examples].
+    """
+    chosen = np.flatnonzero(kept[sequence_example])
+    renumbered = (np.cumsum(kept) - 1)[sequence_example[chosen]]
+    device = batch.logps.device
+    index = to_device(chosen, device)
+    reference = batch.reference_logps
+    return CompletionBatch(
+        logps=batch.logps.detach()[index],
+        reference_logps=None if reference is None else reference[index],
+        lengths=batch.lengths[index],
+        example=to_device(renumbered, device),
+        preferred=batch.preferred[index],
+        num_examples=int(kept.sum()),
+    )

@@ -15,7 +15,7 @@ from megatron_dpop.models.lora import seed_dropout
 from megatron_dpop.training.kl import step_kl
 from megatron_dpop.training.metrics import StepMetrics
 from megatron_dpop.training.reruns import Reruns
-from megatron_dpop.training.speed import speed_metrics
+from megatron_dpop.training.timing import speed_metrics
 
 
 def train_step(

@@ -28,11 +28,10 @@ from megatron_dpop.tracking.heartbeat import Heartbeat
 from megatron_dpop.tracking.run_folder import RunFolder
 from megatron_dpop.tracking.weights_and_biases import WandbRun
 from megatron_dpop.training.export import Exports
-from megatron_dpop.training.fits import check_fits_devices
 from megatron_dpop.training.identity import Identity, check_same, identify, read_identity, write_identity
-from megatron_dpop.training.inputs import Inputs
+from megatron_dpop.training.inputs import Inputs, check_fits_devices
+from megatron_dpop.training.kl import MismatchedDataset
 from megatron_dpop.training.loop import Loop
-from megatron_dpop.training.mismatched import MismatchedDataset
 from megatron_dpop.training.reference_cache import References
 from megatron_dpop.training.resuming import load_policy
 from megatron_dpop.training.weights import StartingWeights

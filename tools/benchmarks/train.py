@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> Report:
 
 def _peak(stated_tflops: float | None) -> tuple[float, str]:
     from megatron_dpop.runtime.devices import on_gpu
-    from megatron_dpop.training.speed import device_peak_flops
+    from megatron_dpop.training.timing import device_peak_flops
 
     if stated_tflops is not None:
         return stated_tflops * 1e12, "as given"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_dpop.runtime.beats import MAIN, Board, MainThread, NodeWatch, working_alone
-from megatron_dpop.training.straggler import STEPS_TO_BE_NAMED, Stragglers, straggler_metrics
+from megatron_dpop.training.timing import STEPS_TO_BE_NAMED, Stragglers, straggler_metrics
 
 BEAT, SILENT, STILL, HUNG = 0.1, 4.0, 0.6, 1.5  # a busy machine may keep a thread waiting for seconds
 RANK = f"""

@@ -8,8 +8,7 @@ import pytest
 from dpop_base.errors import UserError
 from megatron_dpop.config.load import config_from_dict
 from megatron_dpop.plan.hardware import GIB
-from megatron_dpop.training.fits import check_fits_devices, dataset_workload
-from megatron_dpop.training.inputs import read_inputs
+from megatron_dpop.training.inputs import check_fits_devices, dataset_workload, read_inputs
 from tests.megatron_dpop.plan.shapes import QWEN_72B
 from tests.tiny import write_config, write_model, write_pairs
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_dpop.data.load import Source, load_dataset
 from megatron_dpop.losses.registry import build_loss
-from megatron_dpop.training.mismatched import MismatchedDataset
+from megatron_dpop.training.kl import MismatchedDataset
 from tests.distributed import run_ranks
 from tests.megatron_dpop.training.reference_run import Example, reference_steps
 from tests.tiny import WORDS, write_config, write_model, write_pairs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_dpop.data.load import Source, load_dataset
-from megatron_dpop.training.mismatched import MismatchedDataset
+from megatron_dpop.training.kl import MismatchedDataset
 from tests.tiny import write_pairs, write_tokenizer
 
 
