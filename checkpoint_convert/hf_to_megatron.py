@@ -10,7 +10,7 @@ from checkpoint_convert.conversion.journal import Journal
 from checkpoint_convert.conversion.match import check_all_used, common_dtype
 from checkpoint_convert.conversion.plan import OutputFile, Piece, cut, group, main_dtype, target_file_bytes
 from checkpoint_convert.conversion.run import default_workers
-from checkpoint_convert.locate import ASSETS, TRACKER, checkpoint_kind
+from checkpoint_convert.locate import checkpoint_kind
 from checkpoint_convert.rules.families import RECOMPUTED, RULES
 from checkpoint_convert.rules.rule import TensorRecipe, from_megatron, to_megatron
 from checkpoint_convert.tensors.archive import write_tensor_archive
@@ -25,6 +25,7 @@ from checkpoint_convert.tensors.torch_dist_write import (
 )
 from dpop_base.architectures.architecture import Architecture
 from dpop_base.architectures.read import read_architecture
+from dpop_base.checkpoint_names import ASSETS, TRACKER
 from dpop_base.errors import UserError
 from dpop_base.files import write_text
 

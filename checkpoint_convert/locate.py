@@ -5,11 +5,10 @@ from typing import Literal
 
 from checkpoint_convert.conversion.journal import interrupted_command, is_incomplete
 from checkpoint_convert.foreign import foreign_format
+from dpop_base.checkpoint_names import ASSETS, METADATA, TRACKER, iteration_name, missing_part
 from dpop_base.errors import UserError
 
-TRACKER = "latest_checkpointed_iteration.txt"
 NEMO_WEIGHTS = "weights"  # NeMo 2's torch_dist folder, beside context/
-ASSETS = "huggingface"  # where a Megatron checkpoint of ours keeps config.json and the tokenizer
 
 
 def checkpoint_kind(folder: Path) -> Literal["huggingface", "megatron"]:
@@ -20,7 +19,7 @@ def checkpoint_kind(folder: Path) -> Literal["huggingface", "megatron"]:
     if is_incomplete(folder) or is_incomplete(folder.parent):
         whole = folder if is_incomplete(folder) else folder.parent
         raise UserError(f"{whole}: its conversion was interrupted; continue it with: {interrupted_command(whole)}")
-    if (folder / TRACKER).is_file() or (_torch_dist(folder) / ".metadata").is_file():
+    if (folder / TRACKER).is_file() or (_torch_dist(folder) / METADATA).is_file():
         return "megatron"
     if foreign := foreign_format(folder):
         raise UserError(f"{folder}: {foreign}")
@@ -38,16 +37,15 @@ def iteration_folder(folder: Path) -> Path:
     if checkpoint_kind(folder) != "megatron":
         raise UserError(f"{folder}: is a Hugging Face folder; convert it first with checkpoint-convert hf-to-megatron")
     found = _torch_dist(folder)
-    if not (found / ".metadata").is_file():
+    if not (found / METADATA).is_file():
         name = (folder / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
         if name != "release" and not name.isdecimal():
             raise UserError(f"{folder / TRACKER}: holds {name[:40]!r}; it must hold an iteration or 'release'")
-        found = folder / (name if name == "release" else f"iter_{int(name):07d}")
+        found = folder / (name if name == "release" else iteration_name(int(name)))
     if found.is_dir() and (foreign := foreign_format(found)):
         raise UserError(f"{found}: {foreign}")
-    for part in (".metadata", "metadata.json"):
-        if not (found / part).is_file():
-            raise UserError(f"{found}: has no {part}, so this checkpoint is incomplete; save or copy it again")
+    if part := missing_part(found):
+        raise UserError(f"{found}: has no {part}, so this checkpoint is incomplete; save or copy it again")
     return found
 
 
@@ -69,4 +67,4 @@ def assets_folder(folder: Path) -> Path:
 def _torch_dist(folder: Path) -> Path:
     """`folder`, or the folder of a NeMo 2 checkpoint that holds its tensors."""
     nemo = folder / NEMO_WEIGHTS
-    return nemo if (nemo / ".metadata").is_file() and not (folder / ".metadata").is_file() else folder
+    return nemo if (nemo / METADATA).is_file() and not (folder / METADATA).is_file() else folder

@@ -1,55 +1,89 @@
-"""Progress of long work in bytes: a bar with rate and time left on a terminal, a line now and then in a log."""
+"""Progress of long work: a bar on a terminal, now and then a plain line in a log."""
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from threading import Lock
-from typing import Protocol
+from typing import Any
 
-LINE_EVERY_SECONDS = 15.0
+SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_LINES_OF_BYTES = 15.0
+
+Advance = Callable[[int], None]  # takes the number of units (or bytes) that were done since the last call
 
 
-class Report(Protocol):
-    def __call__(self, num_bytes: int, /) -> None: ...
+def track[Item](
+    items: Iterable[Item], title: str, *, total: int | None = None, unit_size: int = 1, show: bool = True
+) -> Iterator[Item]:
+    """Yields the items; `total` in items, `unit_size` is how many units one stands for."""
+    if not show:
+        yield from items
+        return
+    total_units = None if total is None else total * unit_size
+    lines = nullcontext(_UnitLines(title, total_units).advance)
+    with _bar(title, total_units) if sys.stderr.isatty() else lines as advance:
+        for item in items:
+            yield item
+            advance(unit_size)
 
 
 @contextmanager
-def byte_progress(what: str, total_bytes: int, *, done_bytes: int = 0, show: bool = True) -> Iterator[Report]:
+def byte_progress(title: str, total_bytes: int, *, done_bytes: int = 0, show: bool = True) -> Iterator[Advance]:
     """Yields a thread-safe function that is told of each stretch of bytes done."""
     if not show:
         yield lambda num_bytes: None
-        return
-    if sys.stderr.isatty():  # only then: importing rich takes longer than converting a small model
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(file=sys.stderr)) as bar:
-            task = bar.add_task(what, total=total_bytes, completed=done_bytes)
-            yield lambda num_bytes: bar.advance(task, num_bytes)
-        return
-    lines = _Lines(what, total_bytes, done_bytes)
-    yield lines.advance
-    lines.finish()
+    elif sys.stderr.isatty():
+        with _bar(title, total_bytes, done=done_bytes, in_bytes=True) as advance:
+            yield advance
+    else:
+        lines = _ByteLines(title, total_bytes, done_bytes)
+        yield lines.advance
+        lines.finish()
 
 
-class _Lines:
-    def __init__(self, what: str, total_bytes: int, done_bytes: int) -> None:
-        self._what, self._total, self._done, self._new = what, total_bytes, done_bytes, 0
+@contextmanager
+def _bar(title: str, total: int | None, *, done: int = 0, in_bytes: bool = False) -> Iterator[Advance]:
+    # Imported where it is needed: importing rich takes longer than converting a small model.
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    counts: list[Any] = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
+    times: list[Any] = [TimeRemainingColumn()] if in_bytes else [TimeElapsedColumn(), TimeRemainingColumn()]
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts, *times)
+    with Progress(*columns, console=Console(stderr=True), transient=not in_bytes) as progress:
+        task = progress.add_task(title, total=total, completed=done)
+        yield lambda units: progress.advance(task, units)
+
+
+class _UnitLines:
+    """Says now and then how many units are done."""
+
+    def __init__(self, title: str, total: int | None) -> None:
+        self._title, self._total, self._done = title, total, 0
+        self._said = time.monotonic()
+
+    def advance(self, units: int) -> None:
+        self._done += units
+        if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            _say(f"{self._title}: {self._done}{f' of {self._total}' if self._total else ''}")
+
+
+class _ByteLines:
+    """Says now and then how many bytes are done, at what rate, and what time is left; and at the end what it took."""
+
+    def __init__(self, title: str, total: int, done: int) -> None:
+        self._title, self._total, self._done, self._new = title, total, done, 0
         self._began = self._said = time.monotonic()
         self._lock = Lock()
 
@@ -57,17 +91,18 @@ class _Lines:
         with self._lock:
             self._done += num_bytes
             self._new += num_bytes
-            if time.monotonic() - self._said >= LINE_EVERY_SECONDS:
+            if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES_OF_BYTES:
                 self._said = time.monotonic()
                 rate = self._new / (self._said - self._began)
                 left = (self._total - self._done) / rate
-                self._say(
-                    f"{self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB, {rate / 1e9:.2f} GB/s, {left:.0f} s left"
-                )
+                done = f"{self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB"
+                _say(f"{self._title}: {done}, {rate / 1e9:.2f} GB/s, {left:.0f} s left")
 
     def finish(self) -> None:
         seconds = max(1e-9, time.monotonic() - self._began)
-        self._say(f"{self._total / 1e9:.2f} GB done, {self._new / seconds / 1e9:.2f} GB/s, {seconds:.1f} s")
+        rate = self._new / seconds / 1e9
+        _say(f"{self._title}: {self._total / 1e9:.2f} GB done, {rate:.2f} GB/s, {seconds:.1f} s")
 
-    def _say(self, text: str) -> None:
-        print(f"{self._what}: {text}", file=sys.stderr, flush=True)
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

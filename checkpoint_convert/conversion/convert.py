@@ -77,7 +77,7 @@ def convert(conversion: Conversion, *, workers: int, progress: bool) -> None:
 def _write_all(conversion: Conversion, journal: Journal, *, workers: int, progress: bool) -> None:
     done = sum(file.num_bytes for file in conversion.files if file.name in journal.written)
     total = sum(file.num_bytes for file in conversion.files)
-    with byte_progress("converting", total, done_bytes=done, show=progress) as report:
+    with byte_progress("converting", total, done_bytes=done, show=progress) as advance:
         executor = Executor(
             conversion.source,
             conversion.states,
@@ -85,7 +85,7 @@ def _write_all(conversion: Conversion, journal: Journal, *, workers: int, progre
             begin=conversion.begin,
             write_piece=conversion.write_piece,
             journal=journal,
-            report=report,
+            advance=advance,
         )
         executor.run(conversion.files, workers)
 

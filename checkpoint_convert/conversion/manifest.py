@@ -5,8 +5,8 @@ from typing import Any
 
 from checkpoint_convert.conversion.journal import JOURNAL, WrittenFile
 from checkpoint_convert.conversion.plan import OutputFile
-from checkpoint_convert.locate import TRACKER
 from checkpoint_convert.manifest import MANIFEST
+from dpop_base.checkpoint_names import TRACKER
 from dpop_base.checksums import ALGORITHM, file_digests, seal
 from dpop_base.files import write_json
 

@@ -15,7 +15,7 @@ from checkpoint_convert.tensors.source import FileState, Source, check_unchanged
 from dpop_base.checksums import crc32
 from dpop_base.errors import UserError
 from dpop_base.files import begin_writeback, sync
-from dpop_base.progress import Report
+from dpop_base.progress import Advance
 
 # What begins a file, and how a piece is put into it; these return the CRC-32 of what was begun with (None: of nothing),
 # and of the piece's elements.
@@ -49,11 +49,11 @@ class Executor:
         begin: Begin,
         write_piece: WritePiece,
         journal: Journal,
-        report: Report,
+        advance: Advance,
     ) -> None:
         self._source, self._states, self._folder = source, states, folder
         self._begin, self._write_piece = begin, write_piece
-        self._journal, self._report = journal, report
+        self._journal, self._advance = journal, advance
         self._stop = Event()
         self._assembler = _Assembler(source)
 
@@ -102,7 +102,7 @@ class Executor:
             raise _StoppedError
         offset = stream.tell()
         crc32 = self._write_piece(stream, piece, self._assembler.parts(piece))
-        self._report(piece.num_bytes)
+        self._advance(piece.num_bytes)
         return WrittenPiece(offset, stream.tell() - offset, crc32)
 
 

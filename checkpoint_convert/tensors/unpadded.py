@@ -1,18 +1,16 @@
 """A Megatron source at the model's true sizes: padding of vocabulary and heads hidden, and checked to be inert."""
 
 import math
-import re
 from pathlib import Path
 
 from checkpoint_convert.rules.rule import TensorRecipe
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.source import TensorInfo
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
+from dpop_base.checkpoint_names import HEAD_COLUMNS, HEAD_ROWS
 from dpop_base.errors import UserError
 
 VOCABULARY_ROWS = ("embedding.word_embeddings.weight", "output_layer.weight")
-HEAD_ROWS = re.compile(r"decoder\.layers\.\d+\.self_attention\.linear_qkv(\.weight|\.bias|_adapter\.lora_B)")
-HEAD_COLUMNS = re.compile(r"decoder\.layers\.\d+\.self_attention\.linear_proj(\.weight|_adapter\.lora_A)")
 STRETCH_ROWS = 256
 
 
@@ -87,6 +85,6 @@ def _is_padded(recipe: TensorRecipe, stored: tuple[int, ...]) -> bool:
     if len(stored) != len(shape) or stored == shape:
         return False
     more_rows = stored[0] > shape[0] and stored[1:] == shape[1:]
-    if recipe.name in VOCABULARY_ROWS or HEAD_ROWS.fullmatch(recipe.name):
+    if recipe.name in VOCABULARY_ROWS or recipe.name.endswith(HEAD_ROWS):
         return more_rows
-    return bool(HEAD_COLUMNS.fullmatch(recipe.name)) and stored[0] == shape[0] and stored[1] > shape[1]
+    return recipe.name.endswith(HEAD_COLUMNS) and stored[0] == shape[0] and stored[1] > shape[1]

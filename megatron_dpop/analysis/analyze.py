@@ -79,7 +79,10 @@ def analyze(request: Request, device: torch.device) -> Analysis:
         seed=0,
         shuffle=False,
     )
-    pairs = [PairTokens(example.prompt, *example.completions) for example in request.pairs]
+    pairs = []
+    for example in request.pairs:
+        chosen, rejected = example.completions
+        pairs.append(PairTokens(example.prompt, chosen, rejected, example.common_prefix_tokens))
     console = Console(silent=dist.get_rank() != 0)
     models: list[ModelResult] = []
     for model in request.models:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.locate import TRACKER
 from dpop_base.architectures import Architecture
+from dpop_base.checkpoint_names import TRACKER
 from dpop_base.errors import UserError
 from megatron_dpop.config import Config, load_config
 from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_dpop.rows.row import shared_tokens
-
 SIDES = ("chosen", "rejected")
 SPANS = ("before", "first", "after")  # the first differing token, and the tokens on either side of it
 OFFSETS = range(-16, 49)  # tokens from the first differing one
@@ -24,10 +22,7 @@ class PairTokens:
     prompt: NDArray[np.int32]
     chosen: NDArray[np.int32]
     rejected: NDArray[np.int32]
-
-    @property
-    def common(self) -> int:
-        return shared_tokens([self.chosen, self.rejected])
+    common: int
 
 
 @dataclass(frozen=True)

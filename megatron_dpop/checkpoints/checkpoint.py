@@ -13,15 +13,12 @@ from megatron.core.fp8_utils import is_float8tensor
 from megatron.core.models.gpt import GPTModel
 
 from dpop_base.architectures import Architecture
+from dpop_base.checkpoint_names import HEAD_COLUMNS, HEAD_ROWS, iteration_name
 from dpop_base.errors import UserError, first_line
 from megatron_dpop.checkpoints import restricted
-from megatron_dpop.checkpoints.complete import iteration_name
 from megatron_dpop.engine.engine import Engine
 from megatron_dpop.engine.optimizer import loading
 from megatron_dpop.models.lora import is_adapter
-
-HEAD_ROWS = ("linear_qkv.weight", "linear_qkv.bias", "linear_qkv_adapter.lora_B")  # that end in `pad_heads`' heads
-HEAD_COLUMNS = ("linear_proj.weight", "linear_proj_adapter.lora_A")
 
 # Content metadata of what we write: optimizer state in the parameters' own shapes loads at any layout.
 CONTENT = {

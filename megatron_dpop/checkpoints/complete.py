@@ -4,15 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from checkpoint_convert.tensors.pickles import load_dcp_metadata
+from dpop_base.checkpoint_names import METADATA, TRACKER, iteration_name, missing_part
 from dpop_base.errors import UserError
 from dpop_base.files import write_text
 from megatron_dpop.checkpoints.intact import CHECKSUMS
-
-TRACKER = "latest_checkpointed_iteration.txt"
-
-
-def iteration_name(iteration: int) -> str:
-    return f"iter_{iteration:07d}"
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -52,13 +47,12 @@ def incompleteness(folder: Path) -> str | None:
     Told from names and lengths, in seconds for any size. Megatron writes `.metadata` after all tensors and
     `metadata.json` last of all.
     """
-    for name in (".metadata", "metadata.json"):
-        if not (folder / name).is_file():
-            return f"it has no {name}"
+    if name := missing_part(folder):
+        return f"it has no {name}"
     try:
-        metadata = load_dcp_metadata((folder / ".metadata").read_bytes())
+        metadata = load_dcp_metadata((folder / METADATA).read_bytes())
     except Exception as error:  # a damaged pickle raises nearly anything
-        return f".metadata cannot be read: {type(error).__name__}"
+        return f"{METADATA} cannot be read: {type(error).__name__}"
     ends: dict[str, int] = {}
     for place in metadata.storage_data.values():
         ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)

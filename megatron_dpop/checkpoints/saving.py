@@ -20,10 +20,11 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyPara
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
+from dpop_base.checkpoint_names import TRACKER, iteration_name
 from dpop_base.errors import UserError
 from dpop_base.files import write_text
 from megatron_dpop.checkpoints.checkpoint import CONTENT, run_state
-from megatron_dpop.checkpoints.complete import TRACKER, iteration_name, saved_iterations
+from megatron_dpop.checkpoints.complete import saved_iterations
 from megatron_dpop.checkpoints.digests import digests_here, named_digests
 from megatron_dpop.checkpoints.hashed_writing import write_hashed
 from megatron_dpop.checkpoints.intact import content_files, write_checksums

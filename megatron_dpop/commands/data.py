@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.console import Console
 
+from dpop_base.choices import EXAMPLE_KINDS
 from dpop_base.errors import UserError
 from megatron_dpop.commands import data_files
 from megatron_dpop.commands.source_options import add_source, add_tokenizer, source_of, tokenizer_of
 from megatron_dpop.data.inspection.render import print_report, warnings
 from megatron_dpop.data.inspection.report import inspect_file
-from megatron_dpop.data.kinds import KINDS
 from megatron_dpop.data.makers.gsm_symbolic import make_gsm_symbolic
 from megatron_dpop.data.makers.make import make_pairs
 from megatron_dpop.data.makers.pairs_file import datasheet_lines
@@ -125,7 +125,7 @@ def _register_inspect(verbs: Any) -> None:
     parser.add_argument("--max-tokens", type=int, help="counts what would be too long")
     parser.add_argument("--other", metavar="FILE", help="the other split: prompts in both are counted")
     parser.add_argument("--other-split", metavar="SPLIT", help="the other split of the same folder or hub dataset")
-    parser.add_argument("--kind", choices=KINDS, help="what the loss takes (default: what the file holds)")
+    parser.add_argument("--kind", choices=EXAMPLE_KINDS, help="what the loss takes (default: what the file holds)")
     parser.add_argument("--samples", type=int, default=1, help="examples to show (default 1)")
     parser.add_argument("--json", action="store_true", help="prints one JSON object instead")
     parser.set_defaults(run=_run_inspect)

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dpop_base.choices import EXAMPLE_KINDS
 from dpop_base.errors import UserError
 from megatron_dpop.commands.source_options import add_source, add_tokenizer, source_of, tokenizer_of
 from megatron_dpop.data.inspection.select import Selected, filter_rows, split_rows
 from megatron_dpop.data.inspection.where import NAMES, conditions_of
-from megatron_dpop.data.kinds import KINDS
 
 
 def register(verbs: Any) -> None:
@@ -62,7 +62,7 @@ def _register_filter(verbs: Any) -> None:
     parser.add_argument("--where", action="append", required=True, metavar="CONDITION", help="name, sign, number")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON Lines: a name with .jsonl")
     add_tokenizer(parser, "counts tokens, for conditions on them")
-    parser.add_argument("--kind", choices=KINDS, help="what the loss takes (default: what the file holds)")
+    parser.add_argument("--kind", choices=EXAMPLE_KINDS, help="what the loss takes (default: what the file holds)")
     parser.set_defaults(run=_run_filter)
 
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from checkpoint_convert.rules.adapters import LINEARS, linears_of_module
+from dpop_base.choices import BadRows, TooLong
 
 _SECTION = ConfigDict(extra="forbid")
 
@@ -135,8 +136,8 @@ class DataConfig:
     template_date: Day = None  # what a chat template is told is today's date; null: the day on which the run began
     prompt_prefix: str = ""  # of plain text, before every prompt: worked examples, "Question: "
     answer_separator: str = ""  # of plain text, between prompt and answer: "\nAnswer: "
-    too_long: Literal["stop", "drop", "truncate_prompt"] = "stop"  # of examples over max_tokens
-    bad_rows: Literal["stop", "drop"] = "stop"  # what is done about a row that cannot be used
+    too_long: TooLong = "stop"  # of examples over max_tokens
+    bad_rows: BadRows = "stop"  # what is done about a row that cannot be used
     bad_rows_limit: Annotated[float, Field(ge=0, le=1)] = 0.01  # share of a source's rows; more stop the run anyway
 
 

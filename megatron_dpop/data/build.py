@@ -7,26 +7,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import batched, chain, islice
 from pathlib import Path
-from typing import Literal
 
 import pyarrow
 
+from dpop_base.choices import BadRows, ExampleKind, TooLong
 from dpop_base.errors import UserError
+from dpop_base.progress import track
 
 from .formats import TABLE, Layout, Notes
-from .kinds import LOSSES, Kind, as_kind, can_be, rule_text
+from .kinds import LOSSES, as_kind, can_be, rule_text
 from .processes import ordered_map
-from .progress import track
 from .reading import Entry, Reading, open_source, records_of
 from .records import BadRowError, Record, located
 from .rows import Location
 from .storage import SCHEMA, record_batch
 from .templates import PromptFormat
-from .tokenise import TooLong, tokenise
+from .tokenise import tokenise
 from .tokenizer import PLAIN, TextTokenizer, load_tokenizer
 
-BadRows = Literal["stop", "drop"]
-BAD_ROWS: tuple[BadRows, ...] = ("stop", "drop")
 BATCH_ROWS = 1024
 _FEWEST_BATCHES_FOR_PROCESSES = 5  # with fewer, starting processes takes longer than tokenising here
 _PLACES_SHOWN = 3
@@ -42,7 +40,7 @@ class Recipe:
     chat_template: PromptFormat | str | None
     max_tokens: int
     too_long: TooLong
-    kind: Kind = "pair"
+    kind: ExampleKind = "pair"
     columns: Mapping[str, str] = field(default_factory=dict)  # role -> column, where the config says so
     bad_rows: BadRows = "stop"
     bad_rows_limit: float = 0.01  # share of a source's rows that may be dropped as bad
@@ -202,7 +200,7 @@ def _tokenise_rows(
     return record_batch(kept), tally
 
 
-def _usable(records: list[Record], kind: Kind, where: str, tally: Tally, notes: Notes) -> list[Record]:
+def _usable(records: list[Record], kind: ExampleKind, where: str, tally: Tally, notes: Notes) -> list[Record]:
     """The records as the loss takes them; what is left out of them without a fault is counted."""
     usable: list[Record] = []
     for record in records:
@@ -225,6 +223,6 @@ def _leave_out(recipe: Recipe, tally: Tally, where: str, problem: BadRowError) -
     tally.rows_left_out.append([where, str(problem)])
 
 
-def _description(layout: Layout, kind: Kind) -> str:
+def _description(layout: Layout, kind: ExampleKind) -> str:
     rule = rule_text(layout.form.kind, kind)
     return f"{layout.name} ({rule})" if rule else layout.name

@@ -17,6 +17,7 @@ class TokenizedExample:
     completions: tuple[np.ndarray, ...]  # int32 each, with the end of the turn; never empty
     preferred: tuple[bool, ...]  # one a completion; a pair is (True, False)
     source: str  # the source's name, for metrics of its own
+    common_prefix_tokens: int  # that all completions begin with; 0 for a single completion
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class TokenizedDataset:
     def __getitem__(self, index: int) -> TokenizedExample:
         source_index, row = self._order[index].tolist()
         source = self.sources[source_index]
-        prompt, completions, preferred = source.examples[row]
-        return TokenizedExample(prompt, completions, preferred, source.name)
+        prompt, completions, preferred, common = source.examples[row]
+        return TokenizedExample(prompt, completions, preferred, source.name, common)
 
     def __iter__(self) -> Iterator[TokenizedExample]:
         return (self[index] for index in range(len(self)))

@@ -1,12 +1,11 @@
 """Records as the loss needs them: pairs, single labels, groups or demonstrations."""
 
 from dataclasses import replace
-from typing import Literal
+
+from dpop_base.choices import ExampleKind
 
 from .records import Completion, Record
 
-Kind = Literal["pair", "single", "group", "sft"]
-KINDS: tuple[Kind, ...] = ("pair", "single", "group", "sft")
 RULES = {
     "ranked": "the best completion against the worst",
     "single": "each completion by itself",
@@ -18,7 +17,7 @@ RULES = {
 LOSSES = {"single": "kto or sft", "sft": "sft"}
 
 
-def can_be(natural: str, kind: Kind) -> bool:
+def can_be(natural: str, kind: ExampleKind) -> bool:
     """Whether rows that are `natural` by themselves can be used as `kind`."""
     return {
         "pair": True,
@@ -28,7 +27,7 @@ def can_be(natural: str, kind: Kind) -> bool:
     }[natural]
 
 
-def as_kind(record: Record, kind: Kind) -> list[Record] | str:
+def as_kind(record: Record, kind: ExampleKind) -> list[Record] | str:
     """The record in the form asked for, or why nothing is left of it."""
     if kind == "group":
         return [record] if False in record.preferred else "all completions are rated the same"
@@ -43,7 +42,7 @@ def as_kind(record: Record, kind: Kind) -> list[Record] | str:
     return [_only(pair, text, good) for text, good in zip(pair.completions, pair.preferred, strict=True)]
 
 
-def rule_text(natural: str, kind: Kind) -> str:
+def rule_text(natural: str, kind: ExampleKind) -> str:
     """The rule in words where rows are not used as they stand, else nothing."""
     if natural == "ranked" and kind in ("pair", "single"):
         return RULES["ranked"]

@@ -4,17 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dpop_base.choices import BAD_ROWS, EXAMPLE_KINDS, TOO_LONG, BadRows, ExampleKind, TooLong
 from dpop_base.errors import UserError
 
 from .blend import blend_order
-from .build import BAD_ROWS, BadRows, Recipe
+from .build import Recipe
 from .cache import fingerprint, tokenised
 from .examples import SourceExamples, TokenizedDataset
-from .kinds import KINDS, Kind
 from .processes import default_workers
 from .rows import Location
 from .templates import PromptFormat
-from .tokenise import TOO_LONG, TooLong
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def load_dataset(
     max_tokens: int,
     chat_template: PromptFormat | str | None = None,
     too_long: TooLong = "stop",
-    kind: Kind = "pair",
+    kind: ExampleKind = "pair",
     bad_rows: BadRows = "stop",
     bad_rows_limit: float = 0.01,
     cache: Path | None = None,
@@ -61,8 +60,8 @@ def load_dataset(
         raise UserError(f"data.too_long: {too_long!r}; choose one of {', '.join(TOO_LONG)}")
     if bad_rows not in BAD_ROWS:
         raise UserError(f"data.bad_rows: {bad_rows!r}; choose one of {', '.join(BAD_ROWS)}")
-    if kind not in KINDS:
-        raise UserError(f"data: kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+    if kind not in EXAMPLE_KINDS:
+        raise UserError(f"data: kind {kind!r} is unknown; choose one of {', '.join(EXAMPLE_KINDS)}")
     count = workers if workers is not None else default_workers()
     loaded = []
     for source, name in zip(sources, source_names(sources), strict=True):

@@ -85,8 +85,8 @@ class StoredExamples:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[bool, ...]]:
-        """(prompt, completions, preferred) as int32 views."""
+    def __getitem__(self, index: int) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[bool, ...], int]:
+        """Returns (prompt, completions, preferred, tokens of the common prefix); tokens are int32 views."""
         position = bisect_right(self._starts, index) - 1
         batch, row = self._batches[position], index - self._starts[position]
         first, last = batch.completion_offsets[row], batch.completion_offsets[row + 1]
@@ -95,7 +95,7 @@ class StoredExamples:
         completions = tuple(
             batch.token_values[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
         )
-        return prompt, completions, tuple(batch.preferred[first:last].tolist())
+        return prompt, completions, tuple(batch.preferred[first:last].tolist()), int(batch.common_prefix_tokens[row])
 
     def prompt_tokens(self) -> np.ndarray:
         return self._gather([np.diff(batch.prompt_offsets) for batch in self._batches])

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
+
+from dpop_base.choices import TooLong
 
 from .records import BadRowError, Record
 from .tokenizer import TextTokenizer
 from .written import Written, write
-
-TooLong = Literal["stop", "drop", "truncate_prompt"]
-TOO_LONG: tuple[TooLong, ...] = ("stop", "drop", "truncate_prompt")
 
 
 @dataclass(frozen=True)

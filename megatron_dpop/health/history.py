@@ -5,8 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-VALIDATION = "validation/"
-SOURCE = "source/"
+from dpop_base.metric_names import SOURCE
 
 
 class Point(NamedTuple):

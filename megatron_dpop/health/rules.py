@@ -7,18 +7,27 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dpop_base.metric_names import (
+    ACCURACY,
+    ACTIVE_FRACTION,
+    CHOSEN_MINUS_REFERENCE,
+    DRIFT,
+    GRAD_NORM,
+    LOSS,
+    PAIRS_PER_SECOND,
+    PENALTY,
+    TOKENS_PER_SECOND,
+    VALIDATION,
+)
 from megatron_dpop.config.schema import RuleName
-from megatron_dpop.health.history import VALIDATION, History, Point, mean, median
-
-CHOSEN = "logps/chosen_minus_reference"
-ACCURACY = "rewards/accuracies"
+from megatron_dpop.health.history import History, Point, mean, median
 
 FALLEN_NATS = 1.0  # a factor of e in probability
 WON_ACCURACY = 0.6
 FALLEN_LINES = 5
 FALLEN_LINES_OF_SOURCE = 20  # a source has few of a step's pairs: their mean is noisier
 
-ACTIVE_FRACTION = 0.9
+ACTIVE_SHARE = 0.9
 ACTIVE_LINES = 10
 
 DRIFT_NATS = 0.01  # times DPOP's beta 0.3 and lambda 50: 0.15 of the loss
@@ -61,12 +70,13 @@ def chosen_below_reference(history: History) -> str | None:
 
 
 def _fallen(history: History, prefix: str, scope: str, window: int) -> str | None:
-    chosen = history.newest(prefix + scope + CHOSEN, window)
+    chosen = history.newest(prefix + scope + CHOSEN_MINUS_REFERENCE, window)
     accuracy = history.newest(prefix + scope + ACCURACY, window)
-    is_old = bool(prefix) and prefix + scope + CHOSEN not in history.line
+    is_old = bool(prefix) and prefix + scope + CHOSEN_MINUS_REFERENCE not in history.line
     if not chosen or not accuracy or is_old:
         return None
-    start = history.series(prefix + scope + CHOSEN)[0].value  # not 0 where the reference is another model
+    # Not 0 where the reference is another model.
+    start = history.series(prefix + scope + CHOSEN_MINUS_REFERENCE)[0].value
     start_accuracy = history.series(prefix + scope + ACCURACY)[0].value
     is_below = mean(chosen) <= min(0.0, start) - FALLEN_NATS
     is_winning = mean(accuracy) >= max(WON_ACCURACY, start_accuracy)
@@ -81,14 +91,14 @@ def _fallen(history: History, prefix: str, scope: str, window: int) -> str | Non
 
 
 def _towards_dpop(history: History) -> str:
-    if history.settings.get("loss.name") == "dpop" or history.series("dpop/penalty"):
+    if history.settings.get("loss.name") == "dpop" or history.series(PENALTY):
         return "Raise loss.lambda, DPOP's weight against this, or lower optimizer.lr."
     return "DPOP's penalty is made against this: loss.name dpop, with loss.lambda 50 as in its paper."
 
 
 def penalty_everywhere(history: History) -> str | None:
-    active = history.newest("dpop/active_fraction", ACTIVE_LINES)
-    if not active or mean(active) < ACTIVE_FRACTION:
+    active = history.newest(ACTIVE_FRACTION, ACTIVE_LINES)
+    if not active or mean(active) < ACTIVE_SHARE:
         return None
     return (
         f"{_steps(active)}, DPOP's penalty is active on {mean(active):.0%} of pairs: nearly all chosen answers lie "
@@ -98,7 +108,7 @@ def penalty_everywhere(history: History) -> str | None:
 
 
 def reference_drift(history: History) -> str | None:
-    drift = history.newest("reference/drift", 1)
+    drift = history.newest(DRIFT, 1)
     is_start = history.step == 0 and history.settings.get("reference.model") is None
     if not is_start or not drift or drift[0].value <= DRIFT_NATS:
         return None
@@ -109,7 +119,7 @@ def reference_drift(history: History) -> str | None:
 
 
 def exploding_gradients(history: History) -> str | None:
-    norm = history.line.get("grad_norm")
+    norm = history.line.get(GRAD_NORM)
     if norm is None:
         return None
     if not math.isfinite(norm):
@@ -127,8 +137,8 @@ def exploding_gradients(history: History) -> str | None:
 
 def _alike(history: History) -> Sequence[Point]:
     """Gradient norms of lines like the newest: an active DPOP penalty alone makes them a hundred times larger."""
-    norms = history.series("grad_norm")[-3 * (EXPLODED_LINES + EXPLODED_MOST_BEFORE) :]
-    penalised = {point.step for point in history.series("dpop/active_fraction")[-len(norms) :] if point.value > 0}
+    norms = history.series(GRAD_NORM)[-3 * (EXPLODED_LINES + EXPLODED_MOST_BEFORE) :]
+    penalised = {point.step for point in history.series(ACTIVE_FRACTION)[-len(norms) :] if point.value > 0}
     return [point for point in norms if (point.step in penalised) == (history.step in penalised)]
 
 
@@ -147,13 +157,13 @@ def accuracy_at_half(history: History) -> str | None:
 
 
 def validation_parting(history: History) -> str | None:
-    if f"{VALIDATION}loss" not in history.line:
+    if VALIDATION + LOSS not in history.line:
         return None
-    validations = history.series(f"{VALIDATION}loss")
+    validations = history.series(VALIDATION + LOSS)
     if not validations or validations[-1].step != history.step:
         return None
     best, now = min(validations, key=lambda point: point.value), validations[-1]
-    then, recent = history.up_to("loss", best.step, PARTED_LINES), history.newest("loss", PARTED_LINES)
+    then, recent = history.up_to(LOSS, best.step, PARTED_LINES), history.newest(LOSS, PARTED_LINES)
     if not then or not recent:
         return None
     has_risen = now.value >= best.value + max(PARTED_LEAST, PARTED_SHARE * abs(best.value))
@@ -173,7 +183,7 @@ def _wins_fewer_on_validation(history: History) -> bool:
 
 
 def throughput_drop(history: History) -> str | None:
-    for name, unit in (("perf/tokens_per_second", "tokens/s"), ("perf/pairs_per_second", "pairs/s")):
+    for name, unit in ((TOKENS_PER_SECOND, "tokens/s"), (PAIRS_PER_SECOND, "pairs/s")):
         recent = history.newest(name, SLOWED_LINES)
         earlier = history.series(name)[-SLOWED_LINES - SLOWED_MOST_BEFORE : -SLOWED_LINES]
         if len(earlier) >= SLOWED_LEAST_BEFORE:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpop_base.metric_names import ACCURACY, CHOSEN_LOGP, MARGIN, REJECTED_LOGP
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
 from megatron_dpop.losses.hyperparameters import Validated, choice
 
@@ -77,8 +78,8 @@ def _metrics(batch: CompletionBatch, scores: Tensor, complete: Tensor) -> dict[s
         for side in (preferred, ~preferred)
     ]
     return {
-        "logps/chosen": logps[preferred],
-        "logps/rejected": logps[~preferred],
-        "rewards/margins": (means[0] - means[1])[complete],
-        "rewards/accuracies": (worst_winner > best_loser).to(scores.dtype)[complete],
+        CHOSEN_LOGP: logps[preferred],
+        REJECTED_LOGP: logps[~preferred],
+        MARGIN: (means[0] - means[1])[complete],
+        ACCURACY: (worst_winner > best_loser).to(scores.dtype)[complete],
     }

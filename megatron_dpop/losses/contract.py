@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor
-
-ExampleKind = Literal["pair", "single", "group", "sft"]
-"""pair: one preferred and one other completion; single: one completion and its label; group: any number of
-both; sft: one completion that is imitated."""
 
 
 @dataclass(frozen=True)

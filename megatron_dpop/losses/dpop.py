@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
+from dpop_base.metric_names import ACTIVE_FRACTION, PENALTY
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
 from megatron_dpop.losses.hyperparameters import choice, number
 from megatron_dpop.losses.likelihood import PairHyperparameters
@@ -43,6 +44,6 @@ def dpop_loss(batch: CompletionBatch, hyperparameters: DpopHyperparameters) -> L
     z = hyperparameters.beta * (ratios.chosen - ratios.rejected - hyperparameters.lambda_ * penalty)
     summed = split_pairs(log_ratios(batch), batch.preferred)
     metrics = pair_metrics(batch, scaled_pairs(summed, hyperparameters.beta))
-    metrics["dpop/penalty"] = penalty.detach()
-    metrics["dpop/active_fraction"] = (penalty.detach() > 0).to(penalty.dtype)
+    metrics[PENALTY] = penalty.detach()
+    metrics[ACTIVE_FRACTION] = (penalty.detach() > 0).to(penalty.dtype)
     return LossOutput(-F.logsigmoid(z), metrics)

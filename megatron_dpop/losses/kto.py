@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dpop_base.metric_names import CHOSEN_LOGP, CHOSEN_MINUS_REFERENCE, CHOSEN_REWARD, REJECTED_LOGP, REJECTED_REWARD
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
 from megatron_dpop.losses.hyperparameters import Validated, number
 from megatron_dpop.losses.pairs import log_ratios
@@ -58,11 +59,11 @@ def kto_loss(batch: CompletionBatch, hyperparameters: KtoHyperparameters, *, kl:
     rewards = hyperparameters.beta * ratios.detach()
     logps, preferred = batch.logps.detach(), batch.preferred
     metrics = {
-        "rewards/chosen": rewards[preferred],
-        "rewards/rejected": rewards[~preferred],
-        "logps/chosen": logps[preferred],
-        "logps/rejected": logps[~preferred],
-        "logps/chosen_minus_reference": ratios.detach()[preferred],
+        CHOSEN_REWARD: rewards[preferred],
+        REJECTED_REWARD: rewards[~preferred],
+        CHOSEN_LOGP: logps[preferred],
+        REJECTED_LOGP: logps[~preferred],
+        CHOSEN_MINUS_REFERENCE: ratios.detach()[preferred],
         "kto/kl": kl.detach().expand(batch.num_examples),
     }
     return LossOutput(losses, metrics)

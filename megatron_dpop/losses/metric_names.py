@@ -2,10 +2,9 @@
 
 import torch
 
+from dpop_base.metric_names import LOSS
 from megatron_dpop.losses.contract import CompletionBatch
 from megatron_dpop.losses.registry import Loss
-
-LOSS = "loss"
 
 
 def metric_names(loss: Loss) -> list[str]:

@@ -7,6 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpop_base.metric_names import (
+    ACCURACY,
+    CHOSEN_LOGP,
+    CHOSEN_MINUS_REFERENCE,
+    CHOSEN_REWARD,
+    MARGIN,
+    REJECTED_LOGP,
+    REJECTED_REWARD,
+)
 from megatron_dpop.losses.contract import CompletionBatch
 
 
@@ -58,15 +67,15 @@ def pair_metrics(batch: CompletionBatch, rewards: Pairs) -> dict[str, Tensor]:
     policy = policy_pairs(batch)
     margins = rewards.chosen - rewards.rejected
     metrics = {
-        "rewards/chosen": rewards.chosen,
-        "rewards/rejected": rewards.rejected,
-        "rewards/margins": margins,
-        "rewards/accuracies": (margins > 0).to(margins.dtype),
-        "logps/chosen": policy.chosen,
-        "logps/rejected": policy.rejected,
+        CHOSEN_REWARD: rewards.chosen,
+        REJECTED_REWARD: rewards.rejected,
+        MARGIN: margins,
+        ACCURACY: (margins > 0).to(margins.dtype),
+        CHOSEN_LOGP: policy.chosen,
+        REJECTED_LOGP: policy.rejected,
     }
     if batch.reference_logps is not None:
-        metrics["logps/chosen_minus_reference"] = split_pairs(log_ratios(batch), batch.preferred).chosen
+        metrics[CHOSEN_MINUS_REFERENCE] = split_pairs(log_ratios(batch), batch.preferred).chosen
     return {name: value.detach() for name, value in metrics.items()}
 
 

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dpop_base.choices import ExampleKind
 from dpop_base.errors import UserError
 from megatron_dpop.losses import anchored, displacement, margin, reference_free
 from megatron_dpop.losses.aft import AftHyperparameters, aft_loss
-from megatron_dpop.losses.contract import CompletionBatch, ExampleKind, LossOutput
+from megatron_dpop.losses.contract import CompletionBatch, LossOutput
 from megatron_dpop.losses.cpo import CpoHyperparameters, cpo_loss
 from megatron_dpop.losses.dpo import DpoHyperparameters, dpo_loss
 from megatron_dpop.losses.dpop import DpopHyperparameters, dpop_loss

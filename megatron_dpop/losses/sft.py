@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dpop_base.metric_names import CHOSEN_LOGP
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
 from megatron_dpop.losses.hyperparameters import Validated, choice
 
@@ -23,5 +24,5 @@ def sft_loss(batch: CompletionBatch, hyperparameters: SftHyperparameters) -> Los
     assert batch.logps.numel() == batch.num_examples, "an SFT example has exactly one completion"
     per_token = -batch.logps / batch.lengths
     losses = per_token if hyperparameters.reduction == "mean" else -batch.logps
-    metrics = {"logps/chosen": batch.logps.detach(), "sft/nll_per_token": per_token.detach()}
+    metrics = {CHOSEN_LOGP: batch.logps.detach(), "sft/nll_per_token": per_token.detach()}
     return LossOutput(losses, metrics)

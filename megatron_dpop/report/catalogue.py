@@ -4,15 +4,31 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_dpop.report.run import VALIDATION
+from dpop_base.metric_names import (
+    ACCURACY,
+    ACTIVE_FRACTION,
+    CHOSEN_LOGP,
+    CHOSEN_MINUS_REFERENCE,
+    CHOSEN_REWARD,
+    DRIFT,
+    GRAD_NORM,
+    LOSS,
+    MARGIN,
+    MFU,
+    MODEL_TFLOPS,
+    PAIRS_PER_SECOND,
+    PEAK_MEMORY,
+    PENALTY,
+    REJECTED_LOGP,
+    REJECTED_REWARD,
+    SLOWEST_RANK,
+    STEP_SECONDS,
+    STRAGGLER,
+    TOKENS_PER_SECOND,
+    VALIDATION,
+)
 
 Style = Literal["number", "percent", "bytes"]
-
-CHOSEN = "logps/chosen_minus_reference"
-ACCURACY = "rewards/accuracies"
-MARGIN = "rewards/margins"
-CHOSEN_LOGP = "logps/chosen"
-REJECTED_LOGP = "logps/rejected"
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class Metric:
 
 METRICS = (
     Metric(
-        CHOSEN,
+        CHOSEN_MINUS_REFERENCE,
         "Chosen log-probability minus reference",
         "How much likelier the chosen answers are than under the reference model. Below zero, training takes "
         "probability away from the answers it is meant to prefer.",
@@ -46,41 +62,41 @@ METRICS = (
         unit="nats",
         zero="reference",
     ),
-    Metric("rewards/chosen", "Chosen reward", "β times log-probability minus reference", zero=""),
-    Metric("rewards/rejected", "Rejected reward", "β times log-probability minus reference", zero=""),
+    Metric(CHOSEN_REWARD, "Chosen reward", "β times log-probability minus reference", zero=""),
+    Metric(REJECTED_REWARD, "Rejected reward", "β times log-probability minus reference", zero=""),
     Metric(ACCURACY, "Accuracy", "Pairs whose chosen answer has the higher reward", style="percent"),
     Metric(MARGIN, "Margin", "Chosen reward minus rejected reward", zero=""),
-    Metric("loss", "Loss", "Mean over the pairs of a step", may_be_log=True),
-    Metric("grad_norm", "Gradient norm", "Before clipping", may_be_log=True),
-    Metric("perf/pairs_per_second", "Throughput", unit="pairs/s", zero=""),
+    Metric(LOSS, "Loss", "Mean over the pairs of a step", may_be_log=True),
+    Metric(GRAD_NORM, "Gradient norm", "Before clipping", may_be_log=True),
+    Metric(PAIRS_PER_SECOND, "Throughput", unit="pairs/s", zero=""),
     Metric(CHOSEN_LOGP, "Chosen log-probability", "Sum over the answer's tokens", unit="nats"),
     Metric(REJECTED_LOGP, "Rejected log-probability", "Sum over the answer's tokens", unit="nats"),
     Metric(
-        "dpop/penalty",
+        PENALTY,
         "DPOP penalty",
         "Reference minus chosen log-probability where that is positive",
         unit="nats",
         zero="",
     ),
-    Metric("dpop/active_fraction", "Pairs with an active DPOP penalty", style="percent"),
-    Metric("reference/drift", "Reference drift", "Largest difference of policy and reference at step 0", unit="nats"),
+    Metric(ACTIVE_FRACTION, "Pairs with an active DPOP penalty", style="percent"),
+    Metric(DRIFT, "Reference drift", "Largest difference of policy and reference at step 0", unit="nats"),
     Metric("learning_rate", "Learning rate", zero=""),
     Metric("data/pad_fraction", "Padding in rows", style="percent"),
     Metric("data/shared_fraction", "Tokens saved by prefix sharing", style="percent"),
     Metric("data/consumed_pairs", "Pairs consumed", unit="pairs", zero=""),
-    Metric("perf/step_seconds", "Step time", unit="s", zero=""),
+    Metric(STEP_SECONDS, "Step time", unit="s", zero=""),
     Metric(
-        "perf/straggler",
+        STRAGGLER,
         "Slowest rank's time",
         "Until it has computed its share of a step, over the median of all ranks; those that share a model replica "
         "wait for each other within it",
         zero="",
     ),
-    Metric("perf/slowest_rank", "Slowest rank", zero=""),
-    Metric("perf/tokens_per_second", "Token throughput", unit="tokens/s", zero=""),
-    Metric("perf/model_tflops_per_device", "Model FLOPs per device", unit="TFLOP/s", zero=""),
-    Metric("perf/mfu", "Model FLOP utilisation", style="percent"),
-    Metric("perf/peak_memory_bytes", "Peak memory of a process", style="bytes", zero=""),
+    Metric(SLOWEST_RANK, "Slowest rank", zero=""),
+    Metric(TOKENS_PER_SECOND, "Token throughput", unit="tokens/s", zero=""),
+    Metric(MODEL_TFLOPS, "Model FLOPs per device", unit="TFLOP/s", zero=""),
+    Metric(MFU, "Model FLOP utilisation", style="percent"),
+    Metric(PEAK_MEMORY, "Peak memory of a process", style="bytes", zero=""),
     Metric("nll_loss", "Likelihood term", "Of a token of the chosen answer, before its weight", unit="nats"),
     Metric("cpo/nll", "CPO likelihood term", "Before its weight", unit="nats"),
     Metric("kto/kl", "KTO reference point", "The step's constant", unit="nats", zero=""),
@@ -90,13 +106,13 @@ _BY_KEY = {metric.key: metric for metric in METRICS}
 
 # Each place shows the first of its metrics that a run has.
 _FIRST = (
-    (CHOSEN, CHOSEN_LOGP),
-    ("logps/rejected_minus_reference", "rewards/rejected", REJECTED_LOGP),
+    (CHOSEN_MINUS_REFERENCE, CHOSEN_LOGP),
+    ("logps/rejected_minus_reference", REJECTED_REWARD, REJECTED_LOGP),
     (ACCURACY,),
     (MARGIN,),
-    ("loss",),
-    ("grad_norm",),
-    ("perf/pairs_per_second",),
+    (LOSS,),
+    (GRAD_NORM,),
+    (PAIRS_PER_SECOND,),
 )
 
 

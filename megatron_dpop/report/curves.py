@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from dpop_base.metric_names import VALIDATION
 from megatron_dpop.report.catalogue import Metric
-from megatron_dpop.report.run import VALIDATION, Run
+from megatron_dpop.report.run import Run
 
 MOST_POINTS = 800  # of one line: about one a pixel of the widest chart
 MOST_MEANS = 300  # of a running mean, which bends slowly

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_dpop.report.catalogue import ACCURACY, CHOSEN, CHOSEN_LOGP
+from dpop_base.metric_names import ACCURACY, CHOSEN_LOGP, CHOSEN_MINUS_REFERENCE, LOSS
 from megatron_dpop.report.health import HealthNote, health_notes
 from megatron_dpop.report.run import Run
 from megatron_dpop.report.tables import result_prefix, result_steps
@@ -33,7 +33,7 @@ def finding(run: Run) -> Finding:
         name=run.name,
         loss=_loss(run),
         progress=_progress(run),
-        chosen=number(values[CHOSEN], signed=True) if CHOSEN in values else "",
+        chosen=number(values[CHOSEN_MINUS_REFERENCE], signed=True) if CHOSEN_MINUS_REFERENCE in values else "",
         accuracy=number(values[ACCURACY], style="percent") if ACCURACY in values else "",
         sentence=_sentence(run, values),
         health=health_notes(run),
@@ -74,7 +74,7 @@ def _sentence(run: Run, values: dict[str, float]) -> str:
     if run.is_unfinished and result_prefix(run):
         where = f"On validation after {result_steps(run)[-1]} of {run.steps_planned} steps"
     accuracy = values.get(ACCURACY)
-    chosen = values.get(CHOSEN)
+    chosen = values.get(CHOSEN_MINUS_REFERENCE)
     won = "" if accuracy is None else f"accuracy is {number(accuracy, style='percent')}"
     if chosen is None:
         return _sentence_without_reference(run, values, where, won)
@@ -96,6 +96,6 @@ def _sentence_without_reference(run: Run, values: dict[str, float], where: str, 
     parts = [won] if won else []
     if first is not None and last is not None:
         parts.append(f"the chosen answers' log-probability went from {number(first)} to {number(last)} nats")
-    if not parts and "loss" in values:
-        parts.append(f"the loss is {number(values['loss'])}")
+    if not parts and LOSS in values:
+        parts.append(f"the loss is {number(values[LOSS])}")
     return f"{where}, {' and '.join(parts)}." if parts else "No results yet."

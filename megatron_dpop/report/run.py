@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dpop_base.errors import UserError
+from dpop_base.metric_names import VALIDATION
 from megatron_dpop.config.load import flatten
 from megatron_dpop.config.plain_yaml import read_yaml
-
-VALIDATION = "validation/"
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,34 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from megatron_dpop.report.catalogue import ACCURACY, CHOSEN, CHOSEN_LOGP, MARGIN, REJECTED_LOGP, describe
-from megatron_dpop.report.run import VALIDATION, Run
+from dpop_base.metric_names import (
+    ACCURACY,
+    CHOSEN_LOGP,
+    CHOSEN_MINUS_REFERENCE,
+    LOSS,
+    MARGIN,
+    MFU,
+    MODEL_TFLOPS,
+    PAIRS_PER_SECOND,
+    PEAK_MEMORY,
+    REJECTED_LOGP,
+    STEP_SECONDS,
+    TOKENS_PER_SECOND,
+    VALIDATION,
+)
+from megatron_dpop.report.catalogue import describe
+from megatron_dpop.report.run import Run
 from megatron_dpop.report.sections import Row, Table
 from megatron_dpop.report.text import MISSING, number, setting
 
-RESULTS = (ACCURACY, MARGIN, CHOSEN, CHOSEN_LOGP, REJECTED_LOGP)
+RESULTS = (ACCURACY, MARGIN, CHOSEN_MINUS_REFERENCE, CHOSEN_LOGP, REJECTED_LOGP)
 RATES = (
-    "perf/step_seconds",
-    "perf/pairs_per_second",
-    "perf/tokens_per_second",
-    "perf/model_tflops_per_device",
-    "perf/mfu",
+    STEP_SECONDS,
+    PAIRS_PER_SECOND,
+    TOKENS_PER_SECOND,
+    MODEL_TFLOPS,
+    MFU,
 )
-PEAK_MEMORY = "perf/peak_memory_bytes"
 
 
 def results(runs: Sequence[Run]) -> Table | None:
@@ -61,7 +75,7 @@ def result_steps(run: Run) -> list[int]:
 
 
 def _steps_with(run: Run, prefix: str) -> list[int]:
-    keys = {prefix + key for key in (*RESULTS, "loss")}
+    keys = {prefix + key for key in (*RESULTS, LOSS)}
     return [step for step, values in run.metrics.items() if keys & values.keys()]
 
 
@@ -86,7 +100,10 @@ def _result_cells(run: Run, keys: Sequence[str], *, at: int) -> list[str]:
     steps = result_steps(run)
     values = run.metrics[steps[at]] if steps else {}
     prefix = result_prefix(run)
-    return [number(values.get(prefix + key), style=describe(key).style, signed=key == CHOSEN) for key in keys]
+    return [
+        number(values.get(prefix + key), style=describe(key).style, signed=key == CHOSEN_MINUS_REFERENCE)
+        for key in keys
+    ]
 
 
 def _heading(key: str) -> str:

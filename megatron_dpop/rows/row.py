@@ -41,14 +41,6 @@ class Row:
         return sum(sum(tree) for tree in self.trees)
 
 
-def shared_tokens(completions: Sequence[NDArray[np.int32]]) -> int:
-    """Length of the completions' common prefix, in tokens."""
-    shortest = min(len(completion) for completion in completions)
-    stacked = np.stack([completion[:shortest] for completion in completions])
-    differs = (stacked != stacked[0]).any(axis=0)
-    return int(differs.argmax()) if differs.any() else shortest
-
-
 class _Builder:
     """Collects the trees and scores of one row."""
 
@@ -84,17 +76,16 @@ class _Builder:
         self.members.append((indices, len(self.sequence_tokens)))
         self.sequence_tokens.append(len(indices))
 
-    def tree(self, prompt: Ints, completions: Sequence[Ints], shared: int) -> None:
-        """One tree whose trunk is the prompt and the first `shared` tokens of the completions.
+    def tree(self, prompt: Ints, completions: Sequence[Ints], *, shared: int, agreed: int) -> None:
+        """Appends a tree whose trunk is the prompt and the first `shared` tokens of the completions.
 
-        `shared` tokens agree in all completions, and each completion is longer than `shared`.
+        The first `agreed` tokens are the same in all completions; `shared` of them, and each completion is longer.
         """
         assert len(prompt), "a completion's first token needs a token before it"
         trunk = np.concatenate((prompt, completions[0][:shared]))
         trunk_start = self.segment(trunk, 0)
         first_score = trunk_start + len(prompt) - 1
         # Targets all completions share: the shared tokens, and the next one if it agrees but is some completion's last.
-        agreed = shared_tokens([completion.astype(np.int32) for completion in completions])
         common = min(shared + 1, agreed)
         common_scores = self.score(first_score + np.arange(common), completions[0][:common])
         tokens = [len(trunk)]
@@ -118,11 +109,11 @@ def build_row(
         completions = [completion.astype(np.int64) for completion in example.completions]
         if share_prefix:
             shortest = min(len(completion) for completion in completions)
-            shared = min(shared_tokens(example.completions), shortest - 1)
-            builder.tree(prompt, completions, shared)
+            agreed = shortest if len(completions) == 1 else example.common_prefix_tokens
+            builder.tree(prompt, completions, shared=min(agreed, shortest - 1), agreed=agreed)
         else:
             for completion in completions:
-                builder.tree(prompt, [completion], len(completion) - 1)
+                builder.tree(prompt, [completion], shared=len(completion) - 1, agreed=len(completion))
     assert builder.at <= row_tokens, "the examples do not fit the row"
     sequences = [len(example.completions) for example in examples]
     preferred = [flag for example in examples for flag in example.preferred]

@@ -63,7 +63,7 @@ class MismatchedDataset:
     def __getitem__(self, index: int) -> TokenizedExample:
         own, lender = self.dataset[index], self.dataset[int(self._lender[index])]
         tokens = int(self._lengths.completion_tokens[index, 0])
-        return TokenizedExample(own.prompt, (lender.completions[0][:tokens],), lender.preferred, own.source)
+        return TokenizedExample(own.prompt, (lender.completions[0][:tokens],), lender.preferred, own.source, 0)
 
     def lengths(self) -> Lengths:
         return self._lengths

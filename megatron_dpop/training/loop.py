@@ -6,7 +6,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_dpop.checkpoints.complete import iteration_name
+from dpop_base.checkpoint_names import iteration_name
+from dpop_base.metric_names import ACCURACY, CHOSEN_MINUS_REFERENCE, LOSS, PAIRS_PER_SECOND, STEP_SECONDS
 from megatron_dpop.checkpoints.saving import Saver
 from megatron_dpop.config import Config
 from megatron_dpop.engine.batches import StepData
@@ -89,7 +90,7 @@ class Loop:
                     self._write(values)
                 bar.update(step + 1, summary(values), line=logged)
                 self.heartbeat.beat("training", step=step + 1, steps=steps)
-                step_took(trained["perf/step_seconds"])
+                step_took(trained[STEP_SECONDS])
                 if (slow := self.stragglers.observe(trained)) is not None:
                     self.console.say(slow)
                 if self.stop.agreed or (step + 1) % self.config.checkpoint.every == 0 or step + 1 == steps:
@@ -138,11 +139,11 @@ class Loop:
 
 def summary(values: dict[str, Any]) -> str:
     """One line for the terminal."""
-    parts = [f"loss {values['loss']:.4f}"]
+    parts = [f"loss {values[LOSS]:.4f}"]
     for name, label in (
-        ("rewards/accuracies", "accuracy"),
-        ("logps/chosen_minus_reference", "chosen - reference"),
-        ("perf/pairs_per_second", "pairs/s"),
+        (ACCURACY, "accuracy"),
+        (CHOSEN_MINUS_REFERENCE, "chosen - reference"),
+        (PAIRS_PER_SECOND, "pairs/s"),
     ):
         if name in values:
             parts.append(f"{label} {values[name]:.2f}")

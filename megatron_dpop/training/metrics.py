@@ -10,11 +10,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpop_base.metric_names import DRIFT, LOSS, SOURCE
 from megatron_dpop.engine.batches import Examples, RowBatch
 from megatron_dpop.engine.engine import Engine
 from megatron_dpop.engine.non_finite import non_finite
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
-from megatron_dpop.losses.metric_names import LOSS, metric_names
+from megatron_dpop.losses.metric_names import metric_names
 from megatron_dpop.losses.registry import Loss
 from megatron_dpop.runtime.beats import waiting
 from megatron_dpop.runtime.devices import to_device
@@ -37,7 +38,7 @@ class StepMetrics:
         self.loss_names = metric_names(loss)
         self.sources = dataset.source_names if len(dataset.source_names) > 1 else ()
         self.names = [
-            prefix + name for prefix in ("", *(f"source/{name}/" for name in self.sources)) for name in self.loss_names
+            prefix + name for prefix in ("", *(f"{SOURCE}{name}/" for name in self.sources)) for name in self.loss_names
         ]
 
     def row_loss(
@@ -83,7 +84,7 @@ class StepMetrics:
         values, times = values[: len(values) - len(times)], values[len(values) - len(times) :]
         means = {name: values[2 * at] / values[2 * at + 1] for at, name in enumerate(self.names) if values[2 * at + 1]}
         if self.loss.needs_reference:
-            means["reference/drift"] = max(values[2 * len(self.names) :])
+            means[DRIFT] = max(values[2 * len(self.names) :])
         return means | straggler_metrics(times)
 
     def _sums(self, output: LossOutput) -> Tensor:

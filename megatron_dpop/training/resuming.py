@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from dpop_base.checkpoint_names import iteration_name
 from dpop_base.errors import UserError
 from megatron_dpop.checkpoints import checkpoint
-from megatron_dpop.checkpoints.complete import complete_iterations, iteration_name
+from megatron_dpop.checkpoints.complete import complete_iterations
 from megatron_dpop.checkpoints.digests import digests_by_all_ranks
 from megatron_dpop.checkpoints.intact import damage
 from megatron_dpop.engine.engine import Engine

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dpop_base.metric_names import DRIFT, GRAD_NORM, LOSS
 from megatron_dpop.engine.batches import RowSource, StepData
 from megatron_dpop.engine.engine import Engine
 from megatron_dpop.engine.forward import run_rows
@@ -37,8 +38,8 @@ def train_step(
         row_loss = partial(metrics.row_loss, kl=step_kl(data, step, when=f"step {step}"), progress=progress)
         collected = run_rows(engine, data.rows(step), row_loss, forward_only=False, examples=examples)
         values = metrics.reduce(collected)
-        reruns.judge(values["loss"])
-    if not math.isfinite(values["loss"]):
+        reruns.judge(values[LOSS])
+    if not math.isfinite(values[LOSS]):
         stop(engine, collected, source.dataset, f"step {step}: the loss is not a finite number")
     learning_rate = engine.optimizer.param_groups[0]["lr"]
     _, norm, _ = engine.optimizer.step()
@@ -47,12 +48,12 @@ def train_step(
         raise NonFiniteError(f"step {step}: the gradient's norm is {grad_norm}; the weights of this step are lost")
     engine.scheduler.step(increment=1)
     if step > 0:
-        values.pop("reference/drift", None)  # policy and reference are the same weights at step 0 alone
+        values.pop(DRIFT, None)  # policy and reference are the same weights at step 0 alone
     seconds = time.perf_counter() - started
     return {
         "step": step,
         **values,
-        "grad_norm": grad_norm,
+        GRAD_NORM: grad_norm,
         "learning_rate": learning_rate,
         **data_metrics(source, step),
         **speed_metrics(engine.architecture, engine.lora, source, step, seconds, torch.distributed.get_world_size()),

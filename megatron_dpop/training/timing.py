@@ -9,6 +9,16 @@ from functools import lru_cache
 import torch
 
 from dpop_base.architectures import Architecture
+from dpop_base.metric_names import (
+    MFU,
+    MODEL_TFLOPS,
+    PAIRS_PER_SECOND,
+    PEAK_MEMORY,
+    SLOWEST_RANK,
+    STEP_SECONDS,
+    STRAGGLER,
+    TOKENS_PER_SECOND,
+)
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.engine.batches import RowSource
 from megatron_dpop.plan.flops import training_flops
@@ -35,12 +45,12 @@ def speed_metrics(
     per_device = flops / seconds / devices
     peak = device_peak_flops()
     return {
-        "perf/step_seconds": seconds,
-        "perf/pairs_per_second": len(examples) / seconds,
-        "perf/tokens_per_second": tokens / seconds,
-        "perf/model_tflops_per_device": per_device / 1e12,
-        **({} if peak is None else {"perf/mfu": per_device / peak}),
-        "perf/peak_memory_bytes": peak_memory_bytes(),
+        STEP_SECONDS: seconds,
+        PAIRS_PER_SECOND: len(examples) / seconds,
+        TOKENS_PER_SECOND: tokens / seconds,
+        MODEL_TFLOPS: per_device / 1e12,
+        **({} if peak is None else {MFU: per_device / peak}),
+        PEAK_MEMORY: peak_memory_bytes(),
     }
 
 
@@ -97,7 +107,7 @@ def straggler_metrics(seconds: Sequence[float]) -> dict[str, float]:
     if len(seconds) < 2 or min(seconds) <= 0:
         return {}
     slowest = max(range(len(seconds)), key=seconds.__getitem__)
-    return {"perf/straggler": seconds[slowest] / statistics.median_low(seconds), "perf/slowest_rank": slowest}
+    return {STRAGGLER: seconds[slowest] / statistics.median_low(seconds), SLOWEST_RANK: slowest}
 
 
 class Stragglers:
@@ -107,7 +117,7 @@ class Stragglers:
         self._rank, self._steps = -1, 0
 
     def observe(self, values: dict[str, float]) -> str | None:
-        rank, ratio = values.get("perf/slowest_rank", -1), values.get("perf/straggler", 0.0)
+        rank, ratio = values.get(SLOWEST_RANK, -1), values.get(STRAGGLER, 0.0)
         self._steps = self._steps + 1 if ratio >= SLOW and rank == self._rank else int(ratio >= SLOW)
         self._rank = int(rank)
         if self._steps != STEPS_TO_BE_NAMED:

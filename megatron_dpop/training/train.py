@@ -10,9 +10,10 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from checkpoint_convert.assets import copy_assets
-from checkpoint_convert.locate import ASSETS, assets_folder
+from checkpoint_convert.locate import assets_folder
 from checkpoint_convert.lora import Lora, write_adapter_config
-from megatron_dpop.checkpoints.complete import has_checkpoint, iteration_name
+from dpop_base.checkpoint_names import ASSETS, iteration_name
+from megatron_dpop.checkpoints.complete import has_checkpoint
 from megatron_dpop.checkpoints.digests import digests_by_all_ranks
 from megatron_dpop.config import Config
 from megatron_dpop.config.load import as_dict

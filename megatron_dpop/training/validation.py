@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dpop_base.metric_names import DRIFT, LOSS, VALIDATION
 from megatron_dpop.engine.batches import RowSource, StepData
 from megatron_dpop.engine.forward import run_rows
 from megatron_dpop.engine.non_finite import stop
@@ -37,7 +38,7 @@ def validate(
             row_loss = partial(metrics.row_loss, kl=step_kl(data, batch, when=when), progress=progress)
             collected += run_rows(engine, rows, row_loss, forward_only=True)
     means = metrics.reduce(collected)
-    if not math.isfinite(means["loss"]):
+    if not math.isfinite(means[LOSS]):
         stop(engine, collected, data.source.dataset, f"{when}: the loss is not a finite number")
-    means.pop("reference/drift", None)
-    return {f"validation/{name}": value for name, value in means.items()}
+    means.pop(DRIFT, None)
+    return {VALIDATION + name: value for name, value in means.items()}

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from checkpoint_convert.assets import copy_assets
-from checkpoint_convert.locate import TRACKER
 from checkpoint_convert.lora import Lora, write_adapter_config
 from checkpoint_convert.rules.adapters import LINEARS, adapter_tensors
 from checkpoint_convert.rules.families import RULES
 from dpop_base.architectures import read_architecture
+from dpop_base.checkpoint_names import TRACKER
 from dpop_base.files import write_text
 from tests.distributed import run_ranks
 

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from checkpoint_convert.assets import copy_assets
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
-from checkpoint_convert.locate import TRACKER, iteration_folder
+from checkpoint_convert.locate import iteration_folder
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
+from dpop_base.checkpoint_names import TRACKER
 from dpop_base.errors import UserError
 from dpop_base.files import write_text
 from tests.checkpoint_convert.models import CONFIGS, SMALL, save_small

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_dpop.checkpoints.complete import TRACKER, incompleteness
+from dpop_base.checkpoint_names import TRACKER
+from megatron_dpop.checkpoints.complete import incompleteness
 from tests.distributed import run_ranks
 from tests.slurm.cluster import Cluster, heartbeat, metrics
 from tests.tiny import write_config, write_model, write_pairs

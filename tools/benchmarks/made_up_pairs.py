@@ -100,7 +100,8 @@ class MadeUpPairs:
         rejected[:common] = chosen[:common]
         if common < min(len(chosen), len(rejected)):
             rejected[common] = (chosen[common] + 1) % self.vocab_size
-        return TokenizedExample(tokens(int(self._lengths.prompt[index])), (chosen, rejected), (True, False), "made up")
+        prompt = tokens(int(self._lengths.prompt[index]))
+        return TokenizedExample(prompt, (chosen, rejected), (True, False), "made up", common)
 
     def lengths(self) -> Lengths:
         found = self._lengths

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from dpop_base.choices import ExampleKind
 from dpop_base.errors import UserError
+from dpop_base.progress import track
 
 from ..build import fault_of
 from ..formats import Format, Notes
-from ..kinds import Kind, as_kind, can_be, rule_text
-from ..progress import track
+from ..kinds import as_kind, can_be, rule_text
 from ..reading import open_source, records_of
 from ..records import BadRowError, Prompt, Record, located, readable, text_of_content
 from ..rows import Location
@@ -36,7 +37,7 @@ class Report:
 
     path: str
     format: str
-    kind: Kind
+    kind: ExampleKind
     rows: int
     examples: int
     unit: str
@@ -97,7 +98,7 @@ def inspect_file(
     columns: Mapping[str, str] | None = None,
     tokenizer: TextTokenizer | None = None,
     max_tokens: int | None = None,
-    kind: Kind | None = None,
+    kind: ExampleKind | None = None,
     other: Path | Location | None = None,
     samples: int = 1,
     progress: bool = True,
@@ -110,7 +111,7 @@ def inspect_file(
     location = _location(source)
     is_plain = tokenizer is not None and tokenizer.is_plain
     form, layout_name, records = _records(location, columns, tally, plain=is_plain)
-    used_kind: Kind = kind or ("pair" if form.kind == "ranked" else form.kind)  # type: ignore[assignment]
+    used_kind: ExampleKind = kind or ("pair" if form.kind == "ranked" else form.kind)  # type: ignore[assignment]
     if not can_be(form.kind, used_kind):
         raise UserError(f"{location}: holds {form.name}, of which no {used_kind} data can be made")
     for batch in track(batched(records, _BATCH), f"reading {location.stem}", unit_size=_BATCH, show=progress):
@@ -179,7 +180,7 @@ def _records(
 def _add(
     tally: _Tally,
     batch: Sequence[tuple[str, Record]],
-    kind: Kind,
+    kind: ExampleKind,
     tokenizer: TextTokenizer | None,
     max_tokens: int | None,
     samples: int,

@@ -11,14 +11,15 @@ from itertools import batched
 from pathlib import Path
 from typing import Any, TextIO
 
+from dpop_base.choices import ExampleKind
 from dpop_base.errors import UserError
 from dpop_base.files import replacing
+from dpop_base.progress import track
 
 from ..build import fault_of
 from ..formats import Notes
 from ..formats.ranked import grouped
-from ..kinds import Kind, as_kind, can_be
-from ..progress import track
+from ..kinds import as_kind, can_be
 from ..reading import Reading, open_source, records_of
 from ..records import BadRowError, Record, located
 from ..rows import Location
@@ -47,7 +48,7 @@ def filter_rows(
     conditions: Sequence[Condition],
     *,
     columns: Mapping[str, str] | None = None,
-    kind: Kind | None = None,
+    kind: ExampleKind | None = None,
     tokenizer: TextTokenizer | None = None,
     progress: bool = True,
 ) -> Selected:
@@ -55,7 +56,7 @@ def filter_rows(
     _check_suffix(output)
     reading = open_source(source, columns)
     form = reading.layout.form
-    used: Kind = kind or ("pair" if form.kind in ("pair", "ranked") else form.kind)  # type: ignore[assignment]
+    used: ExampleKind = kind or ("pair" if form.kind in ("pair", "ranked") else form.kind)  # type: ignore[assignment]
     if not can_be(form.kind, used):
         raise UserError(f"{source}: holds {form.name}, of which no {used} data can be made")
     _check_names(source, conditions, used, tokenizer)
@@ -90,7 +91,7 @@ def filter_rows(
 
 
 def _check_names(
-    source: Location, conditions: Sequence[Condition], kind: Kind, tokenizer: TextTokenizer | None
+    source: Location, conditions: Sequence[Condition], kind: ExampleKind, tokenizer: TextTokenizer | None
 ) -> None:
     for condition in conditions:
         if condition.name in NEED_TOKENIZER and tokenizer is None:
@@ -225,7 +226,7 @@ def _rows(reading: Reading, *, plain: bool) -> Iterator[tuple[str, Row, list[Rec
             yield where, row, problem
 
 
-def _examples(found: list[Record] | BadRowError, kind: Kind) -> list[Record]:
+def _examples(found: list[Record] | BadRowError, kind: ExampleKind) -> list[Record]:
     records = [] if isinstance(found, BadRowError) else found
     used = [as_kind(record, kind) for record in records]
     return [record for entry in used if not isinstance(entry, str) for record in entry]

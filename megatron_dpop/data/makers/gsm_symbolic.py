@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dpop_base.errors import UserError
+from dpop_base.progress import track
 
-from ..progress import track
 from .corrupt import VERSION, corrupt
 from .pairs_file import Made, Pair, write_made
 

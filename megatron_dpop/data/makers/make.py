@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dpop_base.errors import UserError
+from dpop_base.progress import track
 
 from ..processes import default_workers, ordered_map
-from ..progress import track
 from ..read_rows import Row
 from ..records import BadRowError, located
 from .pairs_file import Made, Pair, write_made

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from megatron_dpop.analysis.spans import OFFSETS, PairTokens, SideSummary, share_below, spans, summarise
+from megatron_dpop.analysis.spans import OFFSETS, SideSummary, share_below, spans, summarise
+from megatron_dpop.data.tokenise import common_prefix_tokens
 
 
 def tokens(*ids: int) -> np.ndarray:
@@ -29,7 +30,7 @@ def at(summary: SideSummary, offset: int) -> tuple[float | None, int]:
     ],
 )
 def test_common_tokens(chosen: tuple[int, ...], rejected: tuple[int, ...], common: int) -> None:
-    assert PairTokens(tokens(1), tokens(*chosen), tokens(*rejected)).common == common
+    assert common_prefix_tokens([tokens(*chosen), tokens(*rejected)]) == common
 
 
 def test_the_three_spans_are_all_tokens_once() -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from dpop_base.checkpoint_names import TRACKER, iteration_name
 from dpop_base.errors import UserError
-from megatron_dpop.checkpoints.complete import TRACKER, complete_iterations, incompleteness, iteration_name
+from megatron_dpop.checkpoints.complete import complete_iterations, incompleteness
 from megatron_dpop.checkpoints.intact import CHECKSUMS
 from tests.distributed import run_ranks
 from tests.tiny import write_config, write_model, write_pairs

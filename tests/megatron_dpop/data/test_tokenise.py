@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dpop_base.errors import UserError
 from megatron_dpop.data.records import BadRowError, Record
@@ -269,3 +271,11 @@ def test_common_prefix() -> None:
     assert common_prefix_tokens([a]) == 0
     assert common_prefix_tokens([a, a[:3]]) == 3
     assert common_prefix_tokens([a, b, np.array([9])]) == 0
+
+
+@given(completions=st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=5), min_size=2, max_size=3))
+def test_common_prefix_is_the_longest(completions: list[list[int]]) -> None:
+    count = common_prefix_tokens([np.array(completion, dtype=np.int32) for completion in completions])
+    assert all(completion[:count] == completions[0][:count] for completion in completions)
+    longer = {tuple(completion[: count + 1]) for completion in completions}
+    assert len(longer) > 1 or count == min(map(len, completions))

@@ -11,7 +11,7 @@ from megatron_dpop.config.schema import RuleName
 from megatron_dpop.health import Monitor
 from megatron_dpop.health.monitor import Finding, findings
 from megatron_dpop.health.rules import (
-    ACTIVE_FRACTION,
+    ACTIVE_SHARE,
     ACTIVE_LINES,
     DRIFT_NATS,
     EXPLODED_LEAST_BEFORE,
@@ -52,7 +52,7 @@ def test_every_rule_has_its_name_in_the_config() -> None:
     ("rule", "numbers"),
     [
         ("chosen_below_reference", [f"{FALLEN_LINES} lines", f"{FALLEN_NATS:g} nat ", f"at least {WON_ACCURACY:g}"]),
-        ("penalty_everywhere", [f"{ACTIVE_LINES} lines", f"at least {ACTIVE_FRACTION:g}"]),
+        ("penalty_everywhere", [f"{ACTIVE_LINES} lines", f"at least {ACTIVE_SHARE:g}"]),
         ("reference_drift", [f"{DRIFT_NATS:g} nats"]),
         (
             "exploding_gradients",

@@ -58,7 +58,9 @@ class Pairs:
             chosen = tokens(self.completion_tokens)
             rejected = chosen.copy()
             rejected[self.common_tokens :] += 1
-            return TokenizedExample(tokens(self.prompt_tokens), (chosen, rejected), (True, False), "test")
+            return TokenizedExample(
+                tokens(self.prompt_tokens), (chosen, rejected), (True, False), "test", self.common_tokens
+            )
 
         return [pair() for _ in range(self.pairs_per_row)]
 

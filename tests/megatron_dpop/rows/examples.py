@@ -18,11 +18,13 @@ def examples(draw: st.DrawFn) -> TokenizedExample:
 
 
 def example(prompt: list[int], completions: list[list[int]]) -> TokenizedExample:
+    arrays = tuple(np.array(completion, dtype=np.int32) for completion in completions)
     return TokenizedExample(
         prompt=np.array(prompt, dtype=np.int32),
-        completions=tuple(np.array(completion, dtype=np.int32) for completion in completions),
+        completions=arrays,
         preferred=tuple(at == 0 for at in range(len(completions))),
         source="test",
+        common_prefix_tokens=common_prefix_tokens(arrays),
     )
 
 
@@ -34,5 +36,5 @@ def lengths_of(group: list[TokenizedExample]) -> Lengths:
     return Lengths(
         np.array([len(one.prompt) for one in group], dtype=np.int32),
         completion_tokens,
-        np.array([common_prefix_tokens(one.completions) for one in group], dtype=np.int32),
+        np.array([one.common_prefix_tokens for one in group], dtype=np.int32),
     )

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_dpop.data.examples import TokenizedExample
-from megatron_dpop.rows.row import build_row, shared_tokens
+from megatron_dpop.rows.row import build_row
 from megatron_dpop.rows.shapes import example_shapes
 from tests.megatron_dpop.rows.examples import example, examples, lengths_of
 from tests.megatron_dpop.rows.walk import contexts, scored
@@ -113,11 +113,3 @@ def test_what_cannot_be_a_row_is_refused() -> None:
         build_row([example([1, 2, 3], [[4, 5], [6, 5]])], [0], row_tokens=4, share_prefix=True)
     with pytest.raises(AssertionError, match="needs a token before it"):
         build_row([example([], [[4], [5]])], [0], row_tokens=8, share_prefix=True)
-
-
-@given(completions=st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=5), min_size=1, max_size=3))
-def test_shared_tokens(completions: list[list[int]]) -> None:
-    count = shared_tokens([np.array(completion, dtype=np.int32) for completion in completions])
-    assert all(completion[:count] == completions[0][:count] for completion in completions)
-    longer = {tuple(completion[: count + 1]) for completion in completions}
-    assert len(longer) > 1 or count == min(map(len, completions))
