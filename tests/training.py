@@ -19,10 +19,11 @@ def train_here(tree: dict) -> list[dict]:
     device = processes.initialize(config.parallel, seed=config.train.seed)
 
     from megatron_dpop.training.inputs import read_inputs
-    from megatron_dpop.training.train import Run
+    from megatron_dpop.training.run import build_run
+    from megatron_dpop.training.train import train_steps
 
-    run = Run(config, read_inputs(config, progress=False), device)
-    run.train_steps()
+    run = build_run(config, read_inputs(config, progress=False), device)
+    train_steps(run)
     leave_model_parallel()
     return [json.loads(line) for line in Path(config.run.dir, "metrics.jsonl").read_text().splitlines()]
 
@@ -71,16 +72,18 @@ def _outcome(tree: dict) -> Outcome:
     config = config_from_dict(tree, origin="test")
     device = processes.initialize(config.parallel, seed=config.train.seed)
 
+    from megatron_dpop.training.export import export_model
     from megatron_dpop.training.inputs import read_inputs
-    from megatron_dpop.training.train import Run
+    from megatron_dpop.training.run import build_run
+    from megatron_dpop.training.train import train_steps
 
     said, error = io.StringIO(), None
     with contextlib.redirect_stderr(said):
         try:
-            run = Run(config, read_inputs(config, progress=False), device)
-            run.train_steps()
+            run = build_run(config, read_inputs(config, progress=False), device)
+            train_steps(run)
             if dist.get_rank() == 0 and config.checkpoint.export_hf:
-                run._export()
+                export_model(run)
         except UserError as problem:
             error = str(problem)
     leave_model_parallel()

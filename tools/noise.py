@@ -222,7 +222,8 @@ def _score(tree: dict[str, Any], setting: Setting) -> Logps:
     from megatron_dpop.logprobs.chunking import Chunking
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.reference import compute_reference
-    from megatron_dpop.training.train import Run
+    from megatron_dpop.training.resuming import load_policy
+    from megatron_dpop.training.run import build_run
 
     class TiledSource(RowSource):
         def rows(self, step: int, reference: ReferenceLogps | None) -> list[RowBatch]:
@@ -230,8 +231,8 @@ def _score(tree: dict[str, Any], setting: Setting) -> Logps:
             rows = super().rows(step, reference)
             return [replace(row, scores=replace(row.scores, chunking=chunking)) for row in rows]
 
-    run = Run(config, read_inputs(config, progress=False), device)
-    run.load_policy()
+    run = build_run(config, read_inputs(config, progress=False), device)
+    load_policy(run)
     if setting.fp8:
         emulate_fp8(run.engine.modules, setting.fp8)
     source = TiledSource(

@@ -70,15 +70,7 @@ class Analysis:
 def analyze(request: Request, device: torch.device) -> Analysis:
     """Every rank calls it, and has the results. Raises UserError where a model's weights cannot be read."""
     engine = build_model_engine(request.config, request.architecture, device)
-    source = RowSource(
-        request.pairs,
-        engine,
-        capacity_tokens=request.config.data.row_tokens,
-        share_prefix=request.config.data.share_prefix,
-        batch=request.config.train.global_batch_pairs,
-        seed=0,
-        shuffle=False,
-    )
+    source = RowSource.of(request.config, request.pairs, engine, shuffle=False)
     pairs = []
     for example in request.pairs:
         chosen, rejected = example.completions

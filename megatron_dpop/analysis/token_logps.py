@@ -35,12 +35,12 @@ def token_logps(
     flat = torch.zeros(int(starts[-1]), dtype=torch.float32)
     for step in range(validation_steps(source)):
         for result in run_rows(engine, source.rows(step, None), logps_only, forward_only=True, score=score_tokens):
-            if not engine.reports:
+            if not engine.is_metrics_rank:
                 continue
-            at, row = 0, result["row"]
-            for pair in row.example_ids:
+            at = 0
+            for pair in result.row.example_ids:
                 length = int(tokens[pair].sum())
-                flat[starts[2 * pair] : starts[2 * pair] + length] = result["logps"][at : at + length].cpu()
+                flat[starts[2 * pair] : starts[2 * pair] + length] = result.logps[at : at + length].cpu()
                 at += length
         progress(step + 1)
     on_device = flat.to(engine.device)

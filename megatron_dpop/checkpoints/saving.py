@@ -44,14 +44,14 @@ class Saver:
     """
 
     def __init__(
-        self, engine: Engine, folder: Path, *, keep: int, asynchronous: bool, told: Callable[[str], None]
+        self, engine: Engine, folder: Path, *, keep: int, asynchronous: bool, on_saved: Callable[[str], None]
     ) -> None:
-        """`told` hears the name of each complete checkpoint."""
+        """`on_saved` is given the name of each complete checkpoint."""
         self.engine = engine
         self.folder = folder
         self.keep = keep
         self.asynchronous = asynchronous
-        self.told = told
+        self.on_saved = on_saved
         self._writing = AsyncCallsQueue()
         self._target = folder  # what is being written
         self._digests = get_context("fork").SimpleQueue()  # of the files that this rank writes
@@ -109,7 +109,7 @@ class Saver:
             complete = [saved for saved in saved_iterations(self.folder) if saved <= iteration]
             for old in complete[: -self.keep]:
                 shutil.rmtree(self.folder / iteration_name(old))
-        self.told(iteration_name(iteration))
+        self.on_saved(iteration_name(iteration))
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megatron_dpop.config import Config
 from megatron_dpop.config.layout import row_multiple
 from megatron_dpop.data.examples import Lengths, TokenizedExample
 from megatron_dpop.engine.engine import ModelEngine
@@ -103,6 +104,19 @@ class RowSource:
         )
         fp8 = engine.config.fp8 is not None
         self.multiple = capacity_tokens if engine.equal_rows else row_multiple(engine.layout, fp8=fp8)
+
+    @classmethod
+    def of(cls, config: Config, dataset: Examples, engine: ModelEngine, *, shuffle: bool) -> "RowSource":
+        """Returns the rows that a config makes of a dataset; `shuffle`: for training, by the config's seed."""
+        return cls(
+            dataset,
+            engine,
+            capacity_tokens=config.data.row_tokens,
+            share_prefix=config.data.share_prefix,
+            batch=config.train.global_batch_pairs,
+            seed=config.train.seed,
+            shuffle=shuffle,
+        )
 
     def over(self, dataset: Examples) -> "RowSource":
         """The rows that another dataset has under the same settings."""

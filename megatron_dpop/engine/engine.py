@@ -74,7 +74,7 @@ class ModelEngine:
         return bool(parallel_state.is_pipeline_last_stage())
 
     @property
-    def reports(self) -> bool:
+    def is_metrics_rank(self) -> bool:
         """True on the one rank of each data-parallel group whose results are counted."""
         return self.on_last_stage and self.groups.tp.rank() == 0 and self.context_parallel_rank == 0
 

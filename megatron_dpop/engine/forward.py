@@ -1,8 +1,8 @@
 """One pass of Megatron's pipeline schedule over a step's rows."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -11,20 +11,29 @@ from torch import Tensor
 from megatron_dpop.engine.batches import RowBatch
 from megatron_dpop.engine.engine import ModelEngine
 from megatron_dpop.models.scoring import score_row
+from megatron_dpop.rows.row import Row
 
-# (row, log-probabilities) -> (loss summed over examples, what the caller collects)
-RowLoss = Callable[[RowBatch, Tensor], tuple[Tensor, dict[str, Any]]]
+# (row, log-probabilities) -> (loss summed over examples, what the caller collects of a row)
+type RowLoss[Collected] = Callable[[RowBatch, Tensor], tuple[Tensor, Collected]]
 
 
-def run_rows(
+@dataclass(frozen=True)
+class RowLogps:
+    """Log-probabilities of a row, as `score` gave them: of its sequences or of its tokens."""
+
+    row: Row
+    logps: Tensor  # fp32
+
+
+def run_rows[Collected](
     engine: ModelEngine,
     rows: list[RowBatch],
-    row_loss: RowLoss,
+    row_loss: RowLoss[Collected],
     *,
     forward_only: bool,
     score: Callable[..., Tensor] = score_row,
     examples: int = 1,
-) -> list[dict[str, Any]]:
+) -> list[Collected]:
     """Runs forward (and backward) over the rows; returns `row_loss`'s second value by row, on the last stage only.
 
     `score` says what log-probabilities `row_loss` gets: of completions, fp32 [sequences], or with `score_tokens` of
@@ -47,14 +56,14 @@ def run_rows(
         )
 
 
-def _forward_step(
+def _forward_step[Collected](
     rows: Iterator[RowBatch],
     model: torch.nn.Module,
     *,
-    row_loss: RowLoss,
+    row_loss: RowLoss[Collected],
     score: Callable[..., Tensor],
     examples: int,
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Any]]]]:
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Collected]]]:
     row = next(rows)
     output = model(
         row.tokens,
@@ -65,7 +74,7 @@ def _forward_step(
         output_processor_context=row.scores,
     )
 
-    def loss(logps: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    def loss(logps: Tensor) -> tuple[Tensor, Tensor, Collected]:
         total, collected = row_loss(row, logps)
         # The schedules ask for a count, which `engine` lets nobody divide by.
         return total / examples, torch.ones((), dtype=torch.int, device=logps.device), collected
@@ -73,6 +82,6 @@ def _forward_step(
     return output, loss
 
 
-def logps_only(row: RowBatch, logps: Tensor) -> tuple[Tensor, dict[str, Any]]:
+def logps_only(row: RowBatch, logps: Tensor) -> tuple[Tensor, RowLogps]:
     """A `RowLoss` that only collects the log-probabilities, for a pass without a loss."""
-    return logps.sum(), {"row": row.row, "logps": logps.detach()}
+    return logps.sum(), RowLogps(row.row, logps.detach())

@@ -14,8 +14,23 @@ from megatron_dpop.checkpoints.digests import digests_here, named_digests
 from megatron_dpop.checkpoints.intact import content_files, read_checksums
 from megatron_dpop.tracking.run_folder import RunFolder
 from megatron_dpop.training.identity import weights_id
+from megatron_dpop.training.run import Run
 
 RECORD = "exports.json"  # by folder, which checkpoint it was exported from
+
+
+def export_model(run: Run) -> None:
+    """Exports the trained model, unless that is done already. One process calls it, alone."""
+    exports = exports_of(run)
+    if exports.are_whole():
+        return
+    run.heartbeat.beat("exporting")
+    run.stop.leave_at_once("while exporting")
+    exports.export()
+
+
+def exports_of(run: Run) -> "Exports":
+    return Exports(run.folder, base=run.inputs.model if run.config.lora else None, say=run.console.say)
 
 
 class Exports:

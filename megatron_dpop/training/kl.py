@@ -1,8 +1,8 @@
 """KTO's reference point: a step's estimate of the divergence between policy and reference, and what it is made from."""
 
 import hashlib
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from megatron_dpop.data.examples import Lengths, TokenizedExample
 from megatron_dpop.engine.batches import Examples, RowBatch, StepData
 from megatron_dpop.engine.forward import run_rows
-from megatron_dpop.engine.non_finite import non_finite, stop
+from megatron_dpop.engine.non_finite import FiniteCheck, raise_non_finite
 from megatron_dpop.losses.kto import kl_estimate
 
 
@@ -26,17 +26,23 @@ def step_kl(data: StepData, step: int, *, when: str) -> Tensor | None:
         return None
     engine = data.source.engine
     collected = run_rows(engine, data.mismatched.rows(step), _log_ratios, forward_only=True)
-    counted = [row["ratios"] for row in collected] if engine.reports else []
+    counted = [row.ratios for row in collected] if engine.is_metrics_rank else []
     kl = kl_estimate(torch.cat([torch.zeros(0, device=engine.device), *counted]), dist.group.WORLD)
     if not torch.isfinite(kl):
         what = "KTO's KL estimate, from prompts with other prompts' completions, is not a finite number"
-        stop(engine, collected, data.source.dataset, f"{when}: {what}")
+        raise_non_finite(engine, collected, data.source.dataset, f"{when}: {what}")
     return kl
 
 
-def _log_ratios(row: RowBatch, logps: Tensor) -> tuple[Tensor, dict[str, Any]]:
+@dataclass(frozen=True)
+class RowRatios:
+    ratios: Tensor  # fp32 [sequences], policy minus reference
+    check: FiniteCheck
+
+
+def _log_ratios(row: RowBatch, logps: Tensor) -> tuple[Tensor, RowRatios]:
     ratios = (logps - row.reference_tensor()).detach()
-    return logps.sum(), {"ratios": ratios, **non_finite(row, ratios)}
+    return logps.sum(), RowRatios(ratios, FiniteCheck.of(row, ratios))
 
 
 class MismatchedDataset:

@@ -9,57 +9,43 @@ import torch.distributed as dist
 from dpop_base.checkpoint_names import iteration_name
 from dpop_base.metric_names import ACCURACY, CHOSEN_MINUS_REFERENCE, LOSS, PAIRS_PER_SECOND, STEP_SECONDS
 from megatron_dpop.checkpoints.saving import Saver
-from megatron_dpop.config import Config
 from megatron_dpop.engine.batches import StepData
 from megatron_dpop.engine.delayed_scales import warm_scales
-from megatron_dpop.engine.engine import Engine
 from megatron_dpop.health import Sighting
-from megatron_dpop.losses.registry import Loss
 from megatron_dpop.runtime.beats import step_took
-from megatron_dpop.runtime.stop import StoppedError, StopRequest, UnhealthyError
-from megatron_dpop.tracking.console import Console
-from megatron_dpop.tracking.heartbeat import Heartbeat
+from megatron_dpop.runtime.stop import StoppedError, UnhealthyError
 from megatron_dpop.tracking.recorder import Recorder
-from megatron_dpop.tracking.run_folder import RunFolder
 from megatron_dpop.tracking.weights_and_biases import WandbRun
 from megatron_dpop.training.metrics import StepMetrics
 from megatron_dpop.training.reruns import Reruns
+from megatron_dpop.training.run import Run
 from megatron_dpop.training.step import train_step
 from megatron_dpop.training.timing import Stragglers
 from megatron_dpop.training.validation import validate
 
 
 class Loop:
-    def __init__(
-        self,
-        config: Config,
-        engine: Engine,
-        folder: RunFolder,
-        loss: Loss,
-        console: Console,
-        heartbeat: Heartbeat,
-        stop: StopRequest,
-        wandb: WandbRun | None = None,
-    ) -> None:
-        self.config = config
-        self.engine = engine
-        self.folder = folder
-        self.console = console
-        self.heartbeat = heartbeat
-        self.stop = stop
-        self.loss = loss
+    def __init__(self, run: Run, wandb: WandbRun | None = None) -> None:
+        """`wandb`: where the numbers go too, on rank 0."""
+        self.config = run.config
+        self.engine = run.engine
+        self.folder = run.folder
+        self.console = run.console
+        self.heartbeat = run.heartbeat
+        self.stop = run.stop
+        self.loss = run.inputs.loss
         self.stragglers = Stragglers()
-        self.reruns = Reruns(config.train.rerun, folder.rejected_results)
+        self.reruns = Reruns(run.config.train.rerun, run.folder.rejected_results)
         self.wandb = wandb
         self.recorder: Recorder | None = None
         self.stops_for: Sighting | None = None  # on rank 0
-        options = config.checkpoint
+        options = run.config.checkpoint
         self.saver = Saver(
-            engine,
-            folder.checkpoints,
+            run.engine,
+            run.folder.checkpoints,
             keep=options.keep,
             asynchronous=options.asynchronous,
-            told=lambda saved: heartbeat.beat("training", saved=saved),
+            on_saved=lambda saved: run.heartbeat.beat("training", saved=saved),
         )
 
     def run(self, train: StepData, validation: StepData | None, *, first_step: int) -> None:

@@ -1,8 +1,10 @@
 """Means over all examples of a step, whatever ranks and rows they were on: sums and counts, reduced once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from dpop_base.metric_names import DRIFT, LOSS, SOURCE
 from megatron_dpop.engine.batches import Examples, RowBatch
 from megatron_dpop.engine.engine import Engine
-from megatron_dpop.engine.non_finite import non_finite
+from megatron_dpop.engine.non_finite import FiniteCheck
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
 from megatron_dpop.losses.metric_names import metric_names
 from megatron_dpop.losses.registry import Loss
@@ -21,6 +23,37 @@ from megatron_dpop.runtime.beats import waiting
 from megatron_dpop.runtime.devices import to_device
 from megatron_dpop.runtime.stop import StopRequest
 from megatron_dpop.training.timing import StepClock, straggler_metrics
+
+
+@dataclass(frozen=True)
+class RowMetrics:
+    """What a pass with a loss collects of a row."""
+
+    sums: Tensor  # fp64 [metrics, 2], sum and count
+    drift: Tensor  # fp64 scalar, largest difference of policy and reference
+    check: FiniteCheck
+
+
+class Totals(NamedTuple):
+    """Sums over all ranks of what a step counts, from one collective."""
+
+    sums: list[float]  # [2 * metrics], sum and count by turns
+    drifts: list[float]  # [data-parallel ranks]
+    seconds: list[float]  # [ranks], each rank's own; empty where no step is timed
+    stop_votes: list[float]  # as `StopRequest.votes` has them
+
+    @classmethod
+    def over_all_ranks(
+        cls, sums: Tensor, drifts: Tensor, seconds: Sequence[float], stop_votes: Sequence[float]
+    ) -> "Totals":
+        """Adds up what each rank gives; every rank calls it. One all-reduce and one copy to the host."""
+        from_host = to_device(np.array([*seconds, *stop_votes], dtype=np.float64), sums.device)
+        vector = torch.cat((sums.flatten(), drifts, from_host))
+        with waiting():
+            dist.all_reduce(vector)
+            values = iter(vector.tolist())
+        sizes = (sums.numel(), drifts.numel(), len(seconds), len(stop_votes))
+        return cls(*(list(islice(values, size)) for size in sizes))
 
 
 class StepMetrics:
@@ -43,19 +76,19 @@ class StepMetrics:
 
     def row_loss(
         self, row: RowBatch, logps: Tensor, *, kl: Tensor | None = None, progress: float = 0.0
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[Tensor, RowMetrics]:
         """The `RowLoss` of training and validation; `progress` is the share of the run's steps that were taken."""
         batch = row.completions(logps)
         loss = partial(self.loss, kl=kl, progress=progress)
         output = loss(batch)
-        collected = {
-            "sums": torch.cat([self._sums(output), *self._source_sums(row, batch, loss)]),
-            "drift": _drift(row, logps.detach()),
-            **non_finite(row, output.losses.detach()),
-        }
+        collected = RowMetrics(
+            sums=torch.cat([self._sums(output), *self._source_sums(row, batch, loss)]),
+            drift=_drift(row, logps.detach()),
+            check=FiniteCheck.of(row, output.losses.detach()),
+        )
         return output.losses.sum(), collected
 
-    def reduce(self, collected: list[dict[str, Any]]) -> dict[str, float]:
+    def reduce(self, collected: Sequence[RowMetrics]) -> dict[str, float]:
         """Means by name and `reference/drift` (largest difference of policy and reference), equal on all ranks; within
         a step which rank is the slowest.
 
@@ -65,27 +98,23 @@ class StepMetrics:
         sums = torch.zeros(len(self.names), 2, dtype=torch.float64, device=self.engine.device)
         # Drifts are told apart by data-parallel rank, since a sum cannot take a maximum.
         drifts = torch.zeros(self.engine.data_parallel_size, dtype=torch.float64, device=self.engine.device)
-        if self.engine.reports:
+        if self.engine.is_metrics_rank:
             mine = drifts[self.engine.data_parallel_rank]
             for row in collected:
-                sums += row["sums"]
-                mine.copy_(torch.maximum(mine, row["drift"]))
+                sums += row.sums
+                mine.copy_(torch.maximum(mine, row.drift))
         # Times too: each rank's stands at its own place.
         own_seconds = self.clock.seconds()
-        times = [] if own_seconds is None else [0.0] * dist.get_world_size()
+        seconds = [] if own_seconds is None else [0.0] * dist.get_world_size()
         if own_seconds is not None:
-            times[dist.get_rank()] = own_seconds
-        votes = to_device(np.array([*times, *self.stop.votes()], dtype=np.float64), self.engine.device)
-        vector = torch.cat((sums.flatten(), drifts, votes))
-        with waiting():
-            dist.all_reduce(vector)
-            *values, asked, unhealthy = vector.tolist()
-        self.stop.count([asked, unhealthy])
-        values, times = values[: len(values) - len(times)], values[len(values) - len(times) :]
-        means = {name: values[2 * at] / values[2 * at + 1] for at, name in enumerate(self.names) if values[2 * at + 1]}
+            seconds[dist.get_rank()] = own_seconds
+        totals = Totals.over_all_ranks(sums, drifts, seconds, self.stop.votes())
+        self.stop.count(totals.stop_votes)
+        pairs = zip(totals.sums[::2], totals.sums[1::2], strict=True)
+        means = {name: total / count for name, (total, count) in zip(self.names, pairs, strict=True) if count}
         if self.loss.needs_reference:
-            means[DRIFT] = max(values[2 * len(self.names) :])
-        return means | straggler_metrics(times)
+            means[DRIFT] = max(totals.drifts)
+        return means | straggler_metrics(totals.seconds)
 
     def _sums(self, output: LossOutput) -> Tensor:
         """(sum, count) of each of the loss's metrics, fp64 [metrics, 2]."""

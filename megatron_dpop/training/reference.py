@@ -74,8 +74,8 @@ def compute_reference(
                 results = run_rows(engine, source.rows(step, None), logps_only, forward_only=True)
             move_scales(engine)
             for result in results:
-                if engine.reports:
-                    _enter(table, result["row"], result["logps"].float().cpu(), covered)
+                if engine.is_metrics_rank:
+                    _enter(table, result.row, result.logps.float().cpu(), covered)
             covered[examples] = True
             if stop is not None and _agreed(stop, engine):
                 break

@@ -10,14 +10,11 @@ import torch.distributed as dist
 
 from dpop_base.errors import UserError
 from megatron_dpop import logprobs, models, rows
-from megatron_dpop.config import Config
 from megatron_dpop.config.schema import PrecisionConfig
-from megatron_dpop.engine.batches import ReferenceLogps, RowSource
-from megatron_dpop.engine.engine import Engine
-from megatron_dpop.runtime.stop import StoppedError, StopRequest
-from megatron_dpop.tracking.console import Console
-from megatron_dpop.tracking.heartbeat import Heartbeat
-from megatron_dpop.tracking.run_folder import RunFolder, installed_versions
+from megatron_dpop.engine.batches import ReferenceLogps, RowSource, StepData
+from megatron_dpop.runtime.stop import StoppedError
+from megatron_dpop.tracking.run_folder import installed_versions
+from megatron_dpop.training.kl import MismatchedDataset
 from megatron_dpop.training.reference import (
     DamagedReferenceError,
     ReferenceKey,
@@ -26,8 +23,8 @@ from megatron_dpop.training.reference import (
     read_reference,
     write_reference,
 )
+from megatron_dpop.training.run import Run
 from megatron_dpop.training.validation import validation_steps
-from megatron_dpop.training.weights import StartingWeights
 
 # Weights and data decide the values; these only their rounding.
 ROUNDING = ("params", "layout", "rows", "code")
@@ -37,34 +34,43 @@ LIBRARIES = ("torch", "megatron-core", "transformer-engine")
 SOURCES = (models, logprobs, rows)
 
 
+def step_data(run: Run) -> tuple[StepData, StepData | None]:
+    """Returns training and validation data with the reference's log-probabilities, from the cache where it holds them.
+
+    Raises StoppedError where a signal asked for a stop; what was computed until then is kept, and gone on from.
+    """
+    if not run.inputs.loss.needs_reference:
+        return StepData(run.train), StepData(run.validation) if run.validation else None
+    caches = References(run)
+
+    def referenced(name: str, source: RowSource, steps: int) -> StepData:
+        reference = caches.get(name, source, steps)
+        if not run.inputs.loss.needs_kl:
+            return StepData(source, reference)
+        other = source.over(MismatchedDataset(source.dataset))
+        return StepData(source, reference, StepData(other, caches.get(f"{name}_mismatched", other, steps)))
+
+    train = referenced("train", run.train, run.config.train.steps)
+    if run.validation is None:
+        return train, None
+    return train, referenced("validation", run.validation, validation_steps(run.validation))
+
+
 class References:
     """Reference log-probabilities by dataset, computed where no fitting cache exists."""
 
-    def __init__(
-        self,
-        config: Config,
-        engine: Engine,
-        folder: RunFolder,
-        weights: StartingWeights,
-        console: Console,
-        heartbeat: Heartbeat,
-        stop: StopRequest,
-    ) -> None:
-        self.config = config
-        self.engine = engine
-        self.folder = folder.reference
-        self.weights = weights
-        self.console = console
-        self.heartbeat = heartbeat
-        self.stop = stop
+    def __init__(self, run: Run) -> None:
+        self.config = run.config
+        self.engine = run.engine
+        self.folder = run.folder.reference
+        self.weights = run.reference_weights
+        self.console = run.console
+        self.heartbeat = run.heartbeat
+        self.stop = run.stop
         self._loaded = False
 
-    def get(self, name: str, source: RowSource, steps: int | None) -> ReferenceLogps:
-        """The log-probabilities that `steps` steps need (None: one pass over the source).
-
-        Raises StoppedError where a signal asked for a stop; what was computed until then is kept, and gone on from.
-        """
-        steps = validation_steps(source) if steps is None else steps
+    def get(self, name: str, source: RowSource, steps: int) -> ReferenceLogps:
+        """Returns the log-probabilities that `steps` steps need. Raises StoppedError as `step_data`."""
         path = self.folder / f"{name}.safetensors"
         key = self._key(source)
         kept = self._read(path, key, source, steps)

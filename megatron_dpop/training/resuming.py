@@ -1,27 +1,83 @@
-"""Which weights a run begins or goes on with: its newest checkpoint that is whole, or those that it starts from."""
+"""How a run begins, or goes on: its folder made ready, and its weights loaded, the newest checkpoint's or the first."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
 
-from dpop_base.checkpoint_names import iteration_name
+from checkpoint_convert.assets import copy_assets
+from checkpoint_convert.locate import assets_folder
+from checkpoint_convert.lora import Lora, write_adapter_config
+from dpop_base.checkpoint_names import ASSETS, iteration_name
 from dpop_base.errors import UserError
 from megatron_dpop.checkpoints import checkpoint
-from megatron_dpop.checkpoints.complete import complete_iterations
+from megatron_dpop.checkpoints.complete import complete_iterations, has_checkpoint
 from megatron_dpop.checkpoints.digests import digests_by_all_ranks
 from megatron_dpop.checkpoints.intact import damage
-from megatron_dpop.engine.engine import Engine
-from megatron_dpop.training.weights import StartingWeights
+from megatron_dpop.config.load import as_dict
+from megatron_dpop.config.schema import LoraConfig
+from megatron_dpop.plan.flops import adapter_parameters
+from megatron_dpop.tracking.weights_and_biases import WandbRun
+from megatron_dpop.training.export import exports_of
+from megatron_dpop.training.identity import check_same, read_identity, write_identity
+from megatron_dpop.training.run import Run
 
 
-def load_policy(engine: Engine, checkpoints: Path, weights: StartingWeights, say: Callable[[str], None]) -> int:
-    """Fills the engine; returns the steps already taken. Every rank calls it. Raises UserError.
+def begin(run: Run) -> WandbRun | None:
+    """Makes the run's folder, with all that its checkpoints need to be converted by themselves; every rank calls it.
+
+    Returns the run at Weights & Biases, on rank 0 and where the config asks for one. Raises UserError where a run is
+    to go on with other files than it began with.
+    """
+    goes_on = has_checkpoint(run.folder.checkpoints)
+    began = read_identity(run.folder.path) if goes_on else None
+    identity = run.identity
+    if began is not None:
+        check_same(began, identity, run.folder.path)
+    if run.config.lora is not None:
+        trained = adapter_parameters(run.inputs.architecture, run.config.lora)
+        run.console.say(f"LoRA: {trained:,} parameters are trained, all others are frozen")
+    wandb = None
+    if dist.get_rank() == 0:
+        run.folder.write_start(world_size=dist.get_world_size())
+        write_identity(run.folder.path, identity)
+        if not goes_on:
+            exports_of(run).set_aside()
+        run.folder.write_rows_left_out({"train": run.inputs.train, "validation": run.inputs.validation})
+        copy_assets(assets_folder(run.inputs.model), run.folder.checkpoints / ASSETS, run.config.precision.params)
+        if run.config.lora is not None:
+            _describe_adapters(run, run.config.lora)
+        wandb = _at_weights_and_biases(run)
+    dist.barrier()
+    return wandb
+
+
+def keep_identity(run: Run) -> None:
+    """Writes what this start found, for the run that will begin in this folder, perhaps on another day."""
+    identity = run.identity
+    if dist.get_rank() == 0 and not (run.folder.path / "config.yaml").exists():
+        run.folder.path.mkdir(parents=True, exist_ok=True)
+        write_identity(run.folder.path, identity)
+
+
+def load_policy(run: Run) -> int:
+    """Fills the model; returns the steps already taken. Every rank calls it. Raises UserError."""
+    done = _newest_checkpoint(run)
+    if done is None:
+        if not run.engine.adapters:
+            run.starting_weights.load(run.engine)
+        return 0
+    run.heartbeat.beat("training", saved=iteration_name(done))
+    return done
+
+
+def _newest_checkpoint(run: Run) -> int | None:
+    """Loads the newest checkpoint that is whole and returns its iteration; None where a run has none yet.
 
     Each checkpoint is read wholly before anything of it is loaded, and nothing of a damaged one is taken.
     """
+    engine, checkpoints, say = run.engine, run.folder.checkpoints, run.console.say
     if engine.adapters:
-        weights.load(engine)
+        run.starting_weights.load(engine)  # a checkpoint holds the adapters alone
     candidates = complete_iterations(checkpoints, say)
     is_half_loaded = False
     while True:
@@ -44,6 +100,20 @@ def load_policy(engine: Engine, checkpoints: Path, weights: StartingWeights, say
         say(f"passing over {folder}: {reason}")
     if is_half_loaded:
         raise UserError(f"{checkpoints}: no checkpoint can be loaded; restore one, or remove them to begin anew")
-    if not engine.adapters:
-        weights.load(engine)
-    return 0
+    return None
+
+
+def _describe_adapters(run: Run, lora: LoraConfig) -> None:
+    """Writes PEFT's config beside the checkpoints. A base on the hub keeps its name, which PEFT knows too."""
+    named = Path(run.config.model.path).expanduser()
+    base = str(run.inputs.model.resolve()) if named.is_dir() else run.config.model.path
+    kept = Lora(lora.rank, lora.alpha, lora.dropout, frozenset(lora.targets), base)
+    write_adapter_config(run.folder.checkpoints, kept, run.inputs.architecture)
+
+
+def _at_weights_and_biases(run: Run) -> WandbRun | None:
+    if run.config.logging.wandb is None:
+        return None
+    wandb = WandbRun(run.config.logging.wandb, run.folder.path, as_dict(run.config))
+    run.console.say(f"Weights & Biases: {wandb.place}")
+    return wandb

@@ -11,7 +11,7 @@ from dpop_base.metric_names import DRIFT, GRAD_NORM, LOSS
 from megatron_dpop.engine.batches import RowSource, StepData
 from megatron_dpop.engine.engine import Engine
 from megatron_dpop.engine.forward import run_rows
-from megatron_dpop.engine.non_finite import NonFiniteError, stop
+from megatron_dpop.engine.non_finite import NonFiniteError, raise_non_finite
 from megatron_dpop.models.lora import seed_dropout
 from megatron_dpop.training.kl import step_kl
 from megatron_dpop.training.metrics import StepMetrics
@@ -40,7 +40,7 @@ def train_step(
         values = metrics.reduce(collected)
         reruns.judge(values[LOSS])
     if not math.isfinite(values[LOSS]):
-        stop(engine, collected, source.dataset, f"step {step}: the loss is not a finite number")
+        raise_non_finite(engine, collected, source.dataset, f"step {step}: the loss is not a finite number")
     learning_rate = engine.optimizer.param_groups[0]["lr"]
     _, norm, _ = engine.optimizer.step()
     grad_norm = float(norm)  # with fused kernels it is a tensor on the device

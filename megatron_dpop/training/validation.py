@@ -2,16 +2,15 @@
 
 import math
 from functools import partial
-from typing import Any
 
 import torch
 
 from dpop_base.metric_names import DRIFT, LOSS, VALIDATION
 from megatron_dpop.engine.batches import RowSource, StepData
 from megatron_dpop.engine.forward import run_rows
-from megatron_dpop.engine.non_finite import stop
+from megatron_dpop.engine.non_finite import raise_non_finite
 from megatron_dpop.training.kl import step_kl
-from megatron_dpop.training.metrics import StepMetrics
+from megatron_dpop.training.metrics import RowMetrics, StepMetrics
 
 
 def validation_steps(source: RowSource) -> int:
@@ -28,7 +27,7 @@ def validate(
     """
     engine = data.source.engine
     when = f"validation at step {step}"
-    collected: list[dict[str, Any]] = []
+    collected: list[RowMetrics] = []
     for batch in range(validation_steps(data.source)):
         rows = data.rows(batch)
         if policy_is_reference:
@@ -39,6 +38,6 @@ def validate(
             collected += run_rows(engine, rows, row_loss, forward_only=True)
     means = metrics.reduce(collected)
     if not math.isfinite(means[LOSS]):
-        stop(engine, collected, data.source.dataset, f"{when}: the loss is not a finite number")
+        raise_non_finite(engine, collected, data.source.dataset, f"{when}: the loss is not a finite number")
     means.pop(DRIFT, None)
     return {VALIDATION + name: value for name, value in means.items()}

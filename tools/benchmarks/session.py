@@ -60,11 +60,13 @@ class Session:
 
     def __init__(self, run: Any, *, timed_parts: bool) -> None:
         from megatron_dpop.training.metrics import StepMetrics
+        from megatron_dpop.training.reference_cache import step_data
+        from megatron_dpop.training.resuming import load_policy
 
         self.run = run
         self.engine = run.engine
-        self.data, _ = run.step_data()
-        run.load_policy()
+        self.data, _ = step_data(run)
+        load_policy(run)
         self.metrics = StepMetrics(self.engine, run.inputs.loss, self.data.source.dataset)
         self.step = 0
         self.timers = _megatron_timers(self.engine) if timed_parts else None
@@ -128,11 +130,12 @@ def open_session(config: Config, *, pairs: Any = None, timed_parts: bool = False
     folder = Path(f"{config.run.dir}-benchmark")
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(folder)))
     device = processes.initialize(config.parallel, seed=config.train.seed)
-    from megatron_dpop.training.train import Run
+    from megatron_dpop.training.resuming import begin
+    from megatron_dpop.training.run import build_run
 
-    run = Run(config, _inputs(config, pairs), device)
+    run = build_run(config, _inputs(config, pairs), device)
     try:
-        run.start()
+        begin(run)
         yield Session(run, timed_parts=timed_parts)
     finally:
         if Rank.from_environment().rank == 0:

@@ -11,8 +11,8 @@ from megatron_dpop.config.schema import RuleName
 from megatron_dpop.health import Monitor
 from megatron_dpop.health.monitor import Finding, findings
 from megatron_dpop.health.rules import (
-    ACTIVE_SHARE,
     ACTIVE_LINES,
+    ACTIVE_SHARE,
     DRIFT_NATS,
     EXPLODED_LEAST_BEFORE,
     EXPLODED_LINES,

@@ -36,9 +36,10 @@ def _share(tree: dict) -> Share:
 
     from megatron_dpop.engine.forward import run_rows
     from megatron_dpop.training.metrics import StepMetrics
+    from megatron_dpop.training.reference_cache import step_data
 
     engine = run.engine
-    data, _ = run.step_data()
+    data, _ = step_data(run)
     engine.zero_gradients()
     metrics = StepMetrics(engine, run.inputs.loss, data.source.dataset)
     examples = len(data.source.examples_of_step(first_step))
@@ -76,11 +77,12 @@ def open_run(tree: dict) -> tuple[Any, int]:
     device = processes.initialize(config.parallel, seed=0)
 
     from megatron_dpop.training.inputs import read_inputs
-    from megatron_dpop.training.train import Run
+    from megatron_dpop.training.resuming import begin, load_policy
+    from megatron_dpop.training.run import build_run
 
-    run = Run(config, read_inputs(config, progress=False), device)
-    run.start()
-    return run, run.load_policy()
+    run = build_run(config, read_inputs(config, progress=False), device)
+    begin(run)
+    return run, load_policy(run)
 
 
 def save_start(tree: dict) -> None:

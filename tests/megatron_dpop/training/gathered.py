@@ -43,11 +43,12 @@ def _part(tree: dict, table: str | None) -> Part:
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.metrics import StepMetrics
     from megatron_dpop.training.reference import compute_reference
-    from megatron_dpop.training.train import Run
+    from megatron_dpop.training.resuming import begin, load_policy
+    from megatron_dpop.training.run import build_run
 
-    run = Run(config, read_inputs(config, progress=False), device)
-    run.start()
-    run.load_policy()
+    run = build_run(config, read_inputs(config, progress=False), device)
+    begin(run)
+    load_policy(run)
     engine, source = run.engine, run.train
     logps = compute_reference(engine, source, 9, lambda _: None)
     engine.zero_gradients()

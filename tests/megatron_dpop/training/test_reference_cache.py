@@ -54,14 +54,15 @@ def _said(tree: dict) -> tuple[str, list[list[float]]]:
     device = processes.initialize(ParallelConfig(), seed=0)
 
     from megatron_dpop.training.inputs import read_inputs
-    from megatron_dpop.training.train import Run
+    from megatron_dpop.training.reference_cache import step_data
+    from megatron_dpop.training.run import build_run
 
     said = io.StringIO()
     logps: list[list[float]] = []
     with contextlib.redirect_stderr(said):
-        run = Run(config, read_inputs(config, progress=False), device)
+        run = build_run(config, read_inputs(config, progress=False), device)
         try:
-            reference = run.step_data()[0].reference
+            reference = step_data(run)[0].reference
             assert reference is not None
             logps = reference.tolist()
         except UserError as error:

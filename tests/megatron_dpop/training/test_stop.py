@@ -47,16 +47,17 @@ def stopped_here(tree: dict, rank: int, lines: int) -> str:
     device = processes.initialize(config.parallel, seed=0)
 
     from megatron_dpop.training.inputs import read_inputs
-    from megatron_dpop.training.train import Run
+    from megatron_dpop.training.run import build_run
+    from megatron_dpop.training.train import train_steps
 
     stop = StopRequest()
     stop.listen()
-    run = Run(config, read_inputs(config, progress=False), device, stop)
+    run = build_run(config, read_inputs(config, progress=False), device, stop)
     if dist.get_rank() == rank:
         threading.Thread(target=_signal_at, args=(Path(config.run.dir), lines), daemon=True).start()
     reason = "nothing"
     try:
-        run.train_steps()
+        train_steps(run)
     except StoppedError as stopped:
         reason = str(stopped)
     leave_model_parallel()

@@ -70,14 +70,16 @@ def _updated(tree: dict) -> Result:
 
     from megatron_dpop.training.inputs import read_inputs
     from megatron_dpop.training.metrics import StepMetrics
+    from megatron_dpop.training.reference_cache import step_data
     from megatron_dpop.training.reruns import Reruns
+    from megatron_dpop.training.resuming import begin, load_policy
+    from megatron_dpop.training.run import build_run
     from megatron_dpop.training.step import train_step
-    from megatron_dpop.training.train import Run
 
-    run = Run(config, read_inputs(config, progress=False), device)
-    run.start()
-    data, _ = run.step_data()
-    run.load_policy()
+    run = build_run(config, read_inputs(config, progress=False), device)
+    begin(run)
+    data, _ = step_data(run)
+    load_policy(run)
     metrics = StepMetrics(run.engine, run.inputs.loss, data.source.dataset)
     losses = [train_step(run.engine, data, metrics, Reruns(), step)["loss"] for step in range(STEPS)]
     rows = [[len(row) for row in run.train.plan(step).rows] for step in range(STEPS)]
