@@ -120,10 +120,10 @@ def compare(precision: str, name: str, policy: Logps, reference: Logps, options:
     import torch
 
     from megatron_dpop.losses.contract import CompletionBatch
-    from megatron_dpop.losses.registry import build_loss
+    from megatron_dpop.losses.registry import make_loss
 
     pairs = len(policy)
-    loss = build_loss({"name": "dpop", "beta": options.beta, "lambda": options.steepness})
+    loss = make_loss({"name": "dpop", "beta": options.beta, "lambda": options.steepness})
     output = loss(
         CompletionBatch(
             logps=torch.from_numpy(policy).flatten(),

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from megatron_dpop.losses.contract import CompletionBatch
-from megatron_dpop.losses.registry import build_loss
+from megatron_dpop.losses.registry import make_loss
 
 BETA, LAMBDA = 0.3, 50.0
 DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "loss_gradients.svg"
@@ -36,7 +36,7 @@ def losses_of(name: str, chosen_ratio: Tensor, rejected_ratio: Tensor) -> Tensor
         preferred=torch.tensor([True, False] * pairs),
         num_examples=pairs,
     )
-    return build_loss({"name": name, "beta": BETA, **options})(batch).losses
+    return make_loss({"name": name, "beta": BETA, **options})(batch).losses
 
 
 def target_logit_push(name: str, probability: Tensor, rejected_probability: float, ratio: float) -> Tensor:

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +60,9 @@ def _start(arguments: argparse.Namespace, *, is_training: bool) -> int:
 
 def _with_config(arguments: argparse.Namespace, stop: StopRequest, *, is_training: bool) -> int:
     config = load_config(arguments.config, arguments.overrides)
-    from megatron_dpop.losses.registry import build_loss
     from megatron_dpop.training.template_date import date_words, with_date
 
-    config = with_date(replace(config, loss=build_loss(config.loss).section()))
+    config = with_date(config)
     if launched() and not arguments.dry_run:
         return _rank(config, stop, is_training=is_training)
     model_parallel = config.parallel.model_parallel

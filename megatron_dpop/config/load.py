@@ -1,16 +1,17 @@
-"""From a YAML file and `--key.sub value` overrides to a `Config`, or one line that says what to mend."""
+"""From a YAML file and `--key.sub value` overrides to a `Config`, or one line that says what to fix."""
 
-import dataclasses
-import difflib
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import RootModel, ValidationError
+from pydantic.dataclasses import dataclass
 
 from dpop_base.errors import UserError, first_line, printable
+from megatron_dpop.config.faults import first_fault
+from megatron_dpop.config.losses import LossConfig
 from megatron_dpop.config.plain_yaml import DEEPEST, read_yaml
 from megatron_dpop.config.schema import Config
 
@@ -18,24 +19,42 @@ from megatron_dpop.config.schema import Config
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Reads and validates; `overrides` are the command line's words after the config file.
 
-    Raises UserError that names the file or option, the key, the value and the mend.
+    Raises UserError that names the file or option, the key, the value and the fix.
     """
     tree = _read(path)
-    override(tree, overrides)
-    return config_from_dict(tree, origin=str(path))
+    overridden = override(tree, overrides)
+    return config_from_dict(tree, origin=str(path), overridden=overridden)
 
 
-def override(tree: dict[str, Any], words: Sequence[str]) -> None:
-    """Sets the keys that words of the command line name, `--section.key value` or `--section.key=value`."""
-    for key, value in _parse_overrides(words):
+def override(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
+    """Sets, and returns, the keys that words of the command line name: `--section.key value`, `--section.key=value`."""
+    pairs = _parse_overrides(words)
+    for key, value in pairs:
         _set(tree, key, value)
+    return [key for key, _ in pairs]
 
 
-def config_from_dict(tree: dict[str, Any], *, origin: str) -> Config:
+def config_from_dict(tree: dict[str, Any], *, origin: str, overridden: Collection[str] = ()) -> Config:
+    """Validates; a fault of a key that was `overridden` is blamed on the command line, any other on `origin`."""
     try:
         return RootModel[Config].model_validate(tree).root
     except ValidationError as error:
-        raise UserError(f"{origin}: {_explain(error)}") from None
+        fault = first_fault(error)
+        is_ours = any(f"{fault.key}.".startswith(f"{key}.") for key in overridden)
+        raise UserError(f"{'command line' if is_ours else origin}: {fault.text}") from None
+
+
+@dataclass(frozen=True)
+class _LossAlone:
+    loss: LossConfig
+
+
+def read_loss(section: Mapping[str, object]) -> LossConfig:
+    """Validates a section `loss` by itself. Raises UserError."""
+    try:
+        return RootModel[_LossAlone].model_validate({"loss": section}).root.loss
+    except ValidationError as error:
+        raise UserError(first_fault(error).text) from None
 
 
 def dump_config(config: Config) -> str:
@@ -117,30 +136,3 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
             raise UserError(f"--{dotted}: {section} is not a section of keys")
         tree = below
     tree[key] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """The first fault, in one line: key, value, mend."""
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    key = ".".join(location)
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
-        return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "; remove it")
-    if first["type"] in ("missing", "missing_argument"):
-        return f"{key} is missing; add it"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "dataclass_type":
-        message = "a section of keys is needed here"
-    return f"{key}: {printable(repr(first['input']))} is not valid: {message[0].lower() + message[1:]}"
-
-
-def known_keys() -> list[str]:
-    """Every key that a config may hold, dotted (`loss` holds the keys of the loss it names)."""
-    keys: list[str] = []
-    for section in dataclasses.fields(Config):
-        keys.append(section.name)
-        for kind in (section.type, *typing.get_args(section.type)):  # `LoraConfig | None` has two
-            fields = getattr(kind, "__pydantic_fields__", {})
-            keys += [f"{section.name}.{field.alias or name}" for name, field in fields.items()]
-    return keys

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from checkpoint_convert.rules.adapters import LINEARS, linears_of_module
 from dpop_base.choices import BadRows, TooLong
+from megatron_dpop.config.losses import DpopConfig, LossConfig
 
 _SECTION = ConfigDict(extra="forbid")
 
@@ -238,25 +239,16 @@ class RunConfig:
     dir: str = "runs/default"  # everything that a run writes
 
 
-def _as_loss(value: Any) -> Any:
-    """A loss without a name is DPOP, so that `--loss.lambda 5` alone is enough."""
-    given = {} if value is None else value
-    return {"name": "dpop", **given} if isinstance(given, dict) else given
-
-
-LossSection = Annotated[dict[str, Any], BeforeValidator(_as_loss)]
-
-
 @dataclass(frozen=True, config=_SECTION)
 class Config:
-    """A whole run. `loss` is checked by the loss that its `name` chooses (`megatron_dpop.losses`)."""
+    """A whole run."""
 
     model: ModelConfig
     data: DataConfig
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     lora: LoraConfig | None = None  # null: all parameters are trained
-    loss: LossSection = field(default_factory=lambda: {"name": "dpop"})
+    loss: LossConfig = field(default_factory=DpopConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

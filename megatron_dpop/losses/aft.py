@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dpop_base.metric_names import ACCURACY, CHOSEN_LOGP, MARGIN, REJECTED_LOGP
+from megatron_dpop.config.losses import AftConfig
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
-from megatron_dpop.losses.hyperparameters import Validated, choice
 
 
-@dataclass(frozen=True)
-class AftHyperparameters(Validated):
-    """reduction: how a completion's token log-probabilities become its score; constraint: see aft_loss."""
-
-    reduction: str = choice("sum", "mean")
-    constraint: str = choice("none", "detached")
-
-
-def aft_loss(batch: CompletionBatch, hyperparameters: AftHyperparameters) -> LossOutput:
+def aft_loss(batch: CompletionBatch, options: AftConfig) -> LossOutput:
     """log(1 + sum over preferred w and dispreferred l of exp(s_l - s_w)), one value per group.
 
     s is a completion's log-probability, summed over tokens, or averaged for `reduction: mean` (the paper's
@@ -31,9 +21,9 @@ def aft_loss(batch: CompletionBatch, hyperparameters: AftHyperparameters) -> Los
     Metrics count completions; `rewards/accuracies` and `rewards/margins` count groups: whether every
     preferred score is above every dispreferred one, and the difference of the sides' mean scores.
     """
-    scores = batch.logps / batch.lengths if hyperparameters.reduction == "mean" else batch.logps
+    scores = batch.logps / batch.lengths if options.reduction == "mean" else batch.logps
     preferred = batch.preferred
-    dispreferred_scores = scores.detach() if hyperparameters.constraint == "detached" else scores
+    dispreferred_scores = scores.detach() if options.constraint == "detached" else scores
     # The double sum factors: sum_l exp(s_l) * sum_w exp(-s_w).
     winners = _group_log_sum_exp(-scores, preferred, batch)
     losers = _group_log_sum_exp(dispreferred_scores, ~preferred, batch)

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from megatron_dpop.config.losses import IpoConfig
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
-from megatron_dpop.losses.hyperparameters import choice, number
-from megatron_dpop.losses.likelihood import PairHyperparameters
 from megatron_dpop.losses.pairs import log_ratios, mean_pairs, pair_metrics, scaled_pairs, split_pairs
 
 
-@dataclass(frozen=True)
-class IpoHyperparameters(PairHyperparameters):
-    """beta: the paper's tau; reduction: how a completion's token log-probabilities are combined."""
-
-    beta: float = number(0.1, above=0)
-    reduction: str = choice("sum", "mean")
-
-
-def ipo_loss(batch: CompletionBatch, hyperparameters: IpoHyperparameters) -> LossOutput:
+def ipo_loss(batch: CompletionBatch, options: IpoConfig) -> LossOutput:
     """(h - 1 / (2 beta))^2 with h = log pi(w)/ref(w) - log pi(l)/ref(l).
 
     The paper's pi(y) is the probability of the whole answer, so token log-probabilities are summed.
@@ -27,8 +16,8 @@ def ipo_loss(batch: CompletionBatch, hyperparameters: IpoHyperparameters) -> Los
     runs of several losses compare.
     """
     ratios = log_ratios(batch)
-    average = hyperparameters.reduction == "mean"
+    average = options.reduction == "mean"
     pairs = mean_pairs(batch, ratios) if average else split_pairs(ratios, batch.preferred)
-    losses = (pairs.chosen - pairs.rejected - 1 / (2 * hyperparameters.beta)).square()
-    rewards = scaled_pairs(split_pairs(ratios, batch.preferred), hyperparameters.beta)
+    losses = (pairs.chosen - pairs.rejected - 1 / (2 * options.beta)).square()
+    rewards = scaled_pairs(split_pairs(ratios, batch.preferred), options.beta)
     return LossOutput(losses, pair_metrics(batch, rewards))

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dpop_base.metric_names import CHOSEN_LOGP, CHOSEN_MINUS_REFERENCE, CHOSEN_REWARD, REJECTED_LOGP, REJECTED_REWARD
+from megatron_dpop.config.losses import KtoConfig
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
-from megatron_dpop.losses.hyperparameters import Validated, number
 from megatron_dpop.losses.pairs import log_ratios
-
-
-@dataclass(frozen=True)
-class KtoHyperparameters(Validated):
-    """The weights are the paper's lambda_D and lambda_U; balance them against the shares of the labels."""
-
-    beta: float = number(0.1, above=0)
-    desirable_weight: float = number(1.0, above=0)
-    undesirable_weight: float = number(1.0, above=0)
 
 
 def kl_estimate(log_ratios: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -41,7 +30,7 @@ def kl_estimate(log_ratios: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return torch.where(mean.isfinite(), mean.clamp(min=0), mean).float()
 
 
-def kto_loss(batch: CompletionBatch, hyperparameters: KtoHyperparameters, *, kl: Tensor) -> LossOutput:
+def kto_loss(batch: CompletionBatch, options: KtoConfig, *, kl: Tensor) -> LossOutput:
     """w_D (1 - sigmoid(beta (r - kl))) for a preferred completion, w_U (1 - sigmoid(beta (kl - r))) else.
 
     r = log pi/ref of the completion, summed over tokens; kl: scalar from `kl_estimate`, no gradient. The
@@ -51,12 +40,10 @@ def kto_loss(batch: CompletionBatch, hyperparameters: KtoHyperparameters, *, kl:
     assert batch.logps.numel() == batch.num_examples, "a KTO example has exactly one completion"
     ratios = log_ratios(batch)
     sign = torch.where(batch.preferred, 1.0, -1.0).to(ratios.dtype)
-    weight = torch.where(batch.preferred, hyperparameters.desirable_weight, hyperparameters.undesirable_weight).to(
-        ratios.dtype
-    )
+    weight = torch.where(batch.preferred, options.desirable_weight, options.undesirable_weight).to(ratios.dtype)
     # sigmoid(-x) and not 1 - sigmoid(x), which rounds small losses to zero.
-    losses = weight * torch.sigmoid(-hyperparameters.beta * sign * (ratios - kl.detach()))
-    rewards = hyperparameters.beta * ratios.detach()
+    losses = weight * torch.sigmoid(-options.beta * sign * (ratios - kl.detach()))
+    rewards = options.beta * ratios.detach()
     logps, preferred = batch.logps.detach(), batch.preferred
     metrics = {
         CHOSEN_REWARD: rewards[preferred],

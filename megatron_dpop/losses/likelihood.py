@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
-from megatron_dpop.losses.hyperparameters import Validated, number
 from megatron_dpop.losses.pairs import mean_pairs
 
 NLL = "nll_loss"
-
-
-@dataclass(frozen=True)
-class PairHyperparameters(Validated):
-    """What every pair loss takes besides its own keys.
-
-    nll_weight: weight of the chosen answer's negative log-likelihood. Llama 3's DPO uses 0.2.
-    """
-
-    nll_weight: float = number(0.0, at_least=0)
 
 
 def add_chosen_likelihood(output: LossOutput, batch: CompletionBatch, weight: float) -> LossOutput:

@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_dpop.config.losses import OrpoConfig, SimpoConfig
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
-from megatron_dpop.losses.hyperparameters import Validated, number
-from megatron_dpop.losses.likelihood import NLL, PairHyperparameters
+from megatron_dpop.losses.likelihood import NLL
 from megatron_dpop.losses.pairs import mean_pairs, pair_metrics, scaled_pairs
 
 _CERTAIN = -1e-7  # nats a token: odds of a more certain answer have no finite fp32 logarithm
 
 
-@dataclass(frozen=True)
-class SimpoHyperparameters(PairHyperparameters):
-    """gamma: the margin of rewards that is aimed at; label_smoothing: assumed share of swapped labels."""
-
-    beta: float = number(2.0, above=0)
-    gamma: float = number(1.0, at_least=0)
-    label_smoothing: float = number(0.0, at_least=0, below=0.5)
-
-
-@dataclass(frozen=True)
-class OrpoHyperparameters(Validated):
-    """beta: weight of the odds ratio, the paper's lambda."""
-
-    beta: float = number(0.1, above=0)
-
-
-def simpo_loss(batch: CompletionBatch, hyperparameters: SimpoHyperparameters) -> LossOutput:
+def simpo_loss(batch: CompletionBatch, options: SimpoConfig) -> LossOutput:
     """-log sigmoid(beta (s(w) - s(l)) - gamma), s = log pi(y) / tokens(y) (Meng et al. 2024, arXiv 2405.14734, eq. 6).
 
     label_smoothing enters as in DPO. The reward of a completion is beta s, the quantity that it generates by.
     TRL's `simpo_gamma` is this gamma.
     """
     means = mean_pairs(batch, batch.logps)
-    z = hyperparameters.beta * (means.chosen - means.rejected) - hyperparameters.gamma
-    smoothing = hyperparameters.label_smoothing
+    z = options.beta * (means.chosen - means.rejected) - options.gamma
+    smoothing = options.label_smoothing
     losses = -(1 - smoothing) * F.logsigmoid(z) - smoothing * F.logsigmoid(-z)
-    return LossOutput(losses, pair_metrics(batch, scaled_pairs(means, hyperparameters.beta)))
+    return LossOutput(losses, pair_metrics(batch, scaled_pairs(means, options.beta)))
 
 
-def orpo_loss(batch: CompletionBatch, hyperparameters: OrpoHyperparameters) -> LossOutput:
+def orpo_loss(batch: CompletionBatch, options: OrpoConfig) -> LossOutput:
     """-s(w) - beta log sigmoid(log odds(w)/odds(l)), s = log pi(y) / tokens(y), odds = e^s / (1 - e^s).
 
     ORPO (Hong et al. 2024, arXiv 2403.07691, equations 6 and 7): supervised fine-tuning on the chosen answer and
@@ -54,8 +36,8 @@ def orpo_loss(batch: CompletionBatch, hyperparameters: OrpoHyperparameters) -> L
     """
     means = mean_pairs(batch, batch.logps)
     log_odds = _log_odds(means.chosen) - _log_odds(means.rejected)
-    losses = -means.chosen - hyperparameters.beta * F.logsigmoid(log_odds)
-    metrics = pair_metrics(batch, scaled_pairs(means, hyperparameters.beta))
+    losses = -means.chosen - options.beta * F.logsigmoid(log_odds)
+    metrics = pair_metrics(batch, scaled_pairs(means, options.beta))
     metrics[NLL] = -means.chosen.detach()
     return LossOutput(losses, metrics)
 

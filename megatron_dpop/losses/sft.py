@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from dpop_base.metric_names import CHOSEN_LOGP
+from megatron_dpop.config.losses import SftConfig
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
-from megatron_dpop.losses.hyperparameters import Validated, choice
 
 
-@dataclass(frozen=True)
-class SftHyperparameters(Validated):
-    """reduction: whether an example's loss is the mean or the sum over its tokens."""
-
-    reduction: str = choice("mean", "sum")
-
-
-def sft_loss(batch: CompletionBatch, hyperparameters: SftHyperparameters) -> LossOutput:
+def sft_loss(batch: CompletionBatch, options: SftConfig) -> LossOutput:
     """-log pi(y|x) / tokens(y), or without the division for `reduction: sum`.
 
     The step's loss is a mean over examples: a short answer weighs as much as a long one.
     """
     assert batch.logps.numel() == batch.num_examples, "an SFT example has exactly one completion"
     per_token = -batch.logps / batch.lengths
-    losses = per_token if hyperparameters.reduction == "mean" else -batch.logps
+    losses = per_token if options.reduction == "mean" else -batch.logps
     metrics = {CHOSEN_LOGP: batch.logps.detach(), "sft/nll_per_token": per_token.detach()}
     return LossOutput(losses, metrics)

@@ -55,13 +55,6 @@ METRICS = (
         zero="reference",
         heading="Chosen minus reference",
     ),
-    Metric(
-        "logps/rejected_minus_reference",
-        "Rejected log-probability minus reference",
-        "Likewise for the rejected answers",
-        unit="nats",
-        zero="reference",
-    ),
     Metric(CHOSEN_REWARD, "Chosen reward", "β times log-probability minus reference", zero=""),
     Metric(REJECTED_REWARD, "Rejected reward", "β times log-probability minus reference", zero=""),
     Metric(ACCURACY, "Accuracy", "Pairs whose chosen answer has the higher reward", style="percent"),
@@ -107,7 +100,7 @@ _BY_KEY = {metric.key: metric for metric in METRICS}
 # Each place shows the first of its metrics that a run has.
 _FIRST = (
     (CHOSEN_MINUS_REFERENCE, CHOSEN_LOGP),
-    ("logps/rejected_minus_reference", REJECTED_REWARD, REJECTED_LOGP),
+    (REJECTED_REWARD, REJECTED_LOGP),
     (ACCURACY,),
     (MARGIN,),
     (LOSS,),

@@ -6,7 +6,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from megatron_dpop.config import Config, dump_config
 from megatron_dpop.config.load import as_dict, config_from_dict, flatten
 from megatron_dpop.config.plain_yaml import read_yaml
 from megatron_dpop.data.examples import TokenizedDataset
-from megatron_dpop.losses.registry import build_loss
 from megatron_dpop.runtime.devices import on_gpu
 
 # What may change between the starts of one run: nothing that decides what a step computes. (A key, or a section.)
@@ -95,7 +93,7 @@ def _resolved(tree: dict[str, Any]) -> dict[str, Any]:
     """A config's keys, with the defaults of those that a newer version knows besides, for a kept one."""
     try:
         config = config_from_dict(tree, origin="config.yaml")
-        return flatten(as_dict(replace(config, loss=build_loss(config.loss).section())))
+        return flatten(as_dict(config))
     except UserError:  # of a version that knew other keys: the first that differs is named
         return flatten(tree)
 

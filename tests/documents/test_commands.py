@@ -14,9 +14,9 @@ import yaml
 from checkpoint_convert.commands import run as run_checkpoint_convert
 from megatron_dpop.commands.main import build_parser
 from megatron_dpop.commands.main import run as run_megatron_dpop
-from megatron_dpop.config.load import config_from_dict, known_keys, load_config
-from megatron_dpop.losses.hyperparameters import config_key
-from megatron_dpop.losses.registry import REGISTRY, build_loss
+from megatron_dpop.config.faults import keys_of, known_keys
+from megatron_dpop.config.load import config_from_dict, load_config
+from megatron_dpop.config.losses import LOSSES
 from tests.documents.commands import DOCUMENTS, ROOT, Command, blocks, documented_commands, unmarked_commands
 from tests.documents.workspace import placed, prepare
 
@@ -144,14 +144,14 @@ def test_no_command_hides_from_these_tests() -> None:
 )
 def test_config_shown_is_valid(document: Path, text: str) -> None:
     tree = {"model": {"path": "model"}, "data": {"train": "pairs.parquet"}, **yaml.safe_load(text)}
-    build_loss(config_from_dict(tree, origin=document.name).loss)
+    config_from_dict(tree, origin=document.name)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_example_config_is_valid(path: Path) -> None:
     tree = yaml.safe_load(path.read_text())
     if "model" in tree:
-        build_loss(load_config(path).loss)
+        load_config(path)
 
 
 def _check_make(words: list[str]) -> None:
@@ -190,7 +190,4 @@ def _check_script(script: str, words: list[str]) -> None:
 
 
 def _all_keys() -> set[str]:
-    import dataclasses
-
-    losses = (dataclasses.fields(definition.hyperparameters) for definition in REGISTRY.values())
-    return {*known_keys(), *(f"loss.{config_key(item)}" for fields in losses for item in fields)}
+    return {*known_keys(), *(f"loss.{key}" for kind in LOSSES.values() for key in keys_of(kind))}

@@ -77,7 +77,7 @@ def _training(
 ) -> tuple[Any, Any, Any]:
     from megatron_dpop.engine.batches import RowSource, StepData
     from megatron_dpop.engine.engine import build_engine
-    from megatron_dpop.losses.registry import build_loss
+    from megatron_dpop.losses.registry import make_loss
 
     with tempfile.TemporaryDirectory() as folder:
         config, architecture = _described(Path(folder), name, layers, vocabulary, fp8, row_tokens)
@@ -94,7 +94,7 @@ def _training(
     source = RowSource(pairs, engine, capacity_tokens=row_tokens, share_prefix=True, batch=1, seed=0, shuffle=True)
     source.batch = max(1, int(rows * row_tokens * 0.98 / float(source.shapes.row_tokens.mean())))
     reference = np.full((len(pairs), 2), -100.0, dtype=np.float32)
-    return engine, StepData(source, reference), build_loss({"name": "dpop"})
+    return engine, StepData(source, reference), make_loss({"name": "dpop"})
 
 
 def _described(

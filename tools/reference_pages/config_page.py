@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 import annotated_types
 
 from megatron_dpop.config import schema
-from megatron_dpop.losses.hyperparameters import ChoiceRule, config_key
-from megatron_dpop.losses.registry import REGISTRY
+from megatron_dpop.config.losses import LOSSES
 
 INTRODUCTION = """# Config keys
 
@@ -86,19 +85,28 @@ def _losses() -> str:
         "`loss.name` chooses; the other keys are that loss's own, and another loss's key is an error. Without a "
         "section, or without a name, the loss is `dpop`. Formulas: [losses](../losses.md).",
         "",
-        "| `loss.name` | key | value | default |",
-        "| --- | --- | --- | --- |",
+        "| `loss.name` | key | value | default | |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    for name, definition in REGISTRY.items():
-        for item in dataclasses.fields(definition.hyperparameters):
-            rule = item.metadata["rule"]
-            words = isinstance(rule, ChoiceRule)
-            allowed = " or ".join(f"`{word}`" for word in rule.words) if words else rule.describe()
-            lines.append(f"| `{name}` | `loss.{config_key(item)}` | {allowed} | {_value(item.default)} |")
-    lines.append(
-        "| `sum` | `loss.terms` | list of `{name, weight, ...}`: pair losses, their weights, their keys | required |"
-    )
+    for name, kind in LOSSES.items():
+        comments = _comments_with_bases(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
+        for key, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
+            if key not in ("name", "terms"):
+                value, note = _value(field.get_default()), comments.get(key, "")
+                lines.append(f"| `{name}` | `loss.{field.alias or key}` | {_type(hints[key])} | {value} | {note} |")
+    terms = "list of `{name, weight, ...}`: pair losses, their weights, their keys"
+    lines.append(f"| `sum` | `loss.terms` | {terms} | required | |")
     return "\n".join([*lines, ""])
+
+
+def _comments_with_bases(kind: type) -> dict[str, str]:
+    """As `_comments`, those of the classes that it extends included."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(base):
+            found |= _comments(typing.cast(type, base))
+    return found
 
 
 def _comments(kind: type) -> dict[str, str]:

@@ -1,10 +1,7 @@
 """docs/reference/metrics.md: the names in metrics.jsonl, from the report's catalogue and the losses themselves."""
 
-from pathlib import Path
-
-import megatron_dpop
 from megatron_dpop.losses.metric_names import metric_names
-from megatron_dpop.losses.registry import REGISTRY, build_loss
+from megatron_dpop.losses.registry import REGISTRY, make_loss
 from megatron_dpop.report.catalogue import METRICS, Metric
 
 INTRODUCTION = """# Metrics
@@ -13,7 +10,7 @@ INTRODUCTION = """# Metrics
 of step 0 are the starting model's. TensorBoard gets the same names. Validation repeats the loss's metrics under
 `validation/`; with several training files each has its own under `source/NAME/`. `perf/*`, `data/*`, `grad_norm` and
 `learning_rate` are the step's; all others are means over the step's examples on all ranks, of the examples that have
-such a value.
+such a value. A weighted sum of losses also has `loss/NAME`, each term before its weight.
 
 | name | | unit | losses |
 | --- | --- | --- | --- |
@@ -21,18 +18,11 @@ such a value.
 
 
 def metrics_page() -> str:
-    by_loss = {name: metric_names(build_loss({"name": name})) for name in REGISTRY}
-    of_losses = list(dict.fromkeys(name for names in by_loss.values() for name in names))
-    written = _source_of_training()
-    # The report also draws names that nothing here writes.
-    known = {metric.key: metric for metric in METRICS if metric.key in of_losses or f'"{metric.key}"' in written}
+    by_loss = {name: metric_names(make_loss({"name": name})) for name in REGISTRY}
+    known = {metric.key: metric for metric in METRICS}
+    of_losses = (name for names in by_loss.values() for name in names)
     rows = (_row(known.get(name) or Metric(name, ""), by_loss) for name in dict.fromkeys([*known, *of_losses]))
     return INTRODUCTION + "\n".join(rows) + "\n"
-
-
-def _source_of_training() -> str:
-    files = sorted((Path(megatron_dpop.__path__[0]) / "training").glob("*.py"))
-    return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def _row(metric: Metric, by_loss: dict[str, list[str]]) -> str:

@@ -226,18 +226,18 @@ def test_missing_data_file(world: World, split: str) -> None:
 
 
 KEYS = {
-    ("--optimizer.learning_rate", "1e-4"): "config.yaml: unknown key optimizer.learning_rate; did you mean optimizer.",
-    ("--train.step", "3"): "config.yaml: unknown key train.step; did you mean train.steps[?]",
-    ("--data.row_token", "9"): "config.yaml: unknown key data.row_token; did you mean data.row_tokens[?]",
-    ("--loss.lamda", "5"): "did you mean lambda|loss.lamda",
-    ("--loss.name", "dppo"): "loss.name is 'dppo', which is no loss; did you mean dpo",
-    ("--lora.targets", "[linear_qkv, linear_fc]"): r"config.yaml: lora.targets.1: 'linear_fc' is not valid: no linear "
+    ("--optimizer.learning_rate", "1e-4"): "command line: unknown key optimizer.learning_rate; did you mean optimizer.",
+    ("--train.step", "3"): "command line: unknown key train.step; did you mean train.steps[?]",
+    ("--data.row_token", "9"): "command line: unknown key data.row_token; did you mean data.row_tokens[?]",
+    ("--loss.lamda", "5"): "command line: loss.lamda has no effect on loss 'dpop'; did you mean loss.lambda[?]",
+    ("--loss.name", "dppo"): "command line: loss.name: 'dppo' is no loss; did you mean dpo",
+    ("--lora.targets", "[linear_qkv, linear_fc]"): r"command line: lora.targets.1: 'linear_fc' is not valid: no linear "
     r"layer has that name; did you mean linear_fc[12]\?",
     ("--lora.targets", "[q_proj]"): "'q_proj' is not valid: it is part of Megatron's linear_qkv; name that instead",
     ("--lora.targets", "[]"): "lora.targets: .* is not valid: .* at least 1 item",
     ("--lora.rank", "0"): "lora.rank: 0 is not valid: ",
     ("--lora.rnk", "8"): "unknown key lora.rnk; did you mean lora.rank[?]",
-    ("--loss.beta", "-1"): "loss.beta is -1; give a number > 0",
+    ("--loss.beta", "-1"): "command line: loss.beta: -1 is not valid: input should be greater than 0",
     ("--train.steps", "0"): "train.steps: 0 is not valid: ",
     ("--optimizer.warmup_steps", "3"): "optimizer.warmup_steps: 3 is not less than train.steps 3; warm up",
     ("stray",): "stray: not an option; override",

@@ -6,6 +6,7 @@ import pytest
 
 from dpop_base.errors import UserError
 from megatron_dpop.config.load import config_from_dict
+from megatron_dpop.config.losses import DpopConfig, IpoConfig, LossConfig
 from megatron_dpop.config.schema import LoggingConfig, RuleName, SourceConfig, WandbConfig
 
 TREE: dict = {"model": {"path": "model"}, "data": {"train": "pairs.parquet"}}
@@ -14,13 +15,13 @@ TREE: dict = {"model": {"path": "model"}, "data": {"train": "pairs.parquet"}}
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        ({}, {"name": "dpop"}),
-        ({"loss": None}, {"name": "dpop"}),
-        ({"loss": {"lambda": 5}}, {"name": "dpop", "lambda": 5}),
-        ({"loss": {"name": "ipo", "beta": 0.2}}, {"name": "ipo", "beta": 0.2}),
+        ({}, DpopConfig()),
+        ({"loss": None}, DpopConfig()),
+        ({"loss": {"lambda": 5}}, DpopConfig(**{"lambda": 5})),
+        ({"loss": {"name": "ipo", "beta": 0.2}}, IpoConfig(beta=0.2)),
     ],
 )
-def test_a_loss_without_a_name_is_dpop(given: dict, meant: dict) -> None:
+def test_a_loss_without_a_name_is_dpop(given: dict, meant: LossConfig) -> None:
     assert config_from_dict({**TREE, **given}, origin="test").loss == meant
 
 

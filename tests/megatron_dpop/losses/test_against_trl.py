@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from megatron_dpop.logprobs.vocab_parallel import vocab_parallel_linear_logprobs
 from megatron_dpop.losses.contract import CompletionBatch
 from megatron_dpop.losses.kto import kl_estimate
-from megatron_dpop.losses.registry import build_loss
+from megatron_dpop.losses.registry import make_loss
 from tests.megatron_dpop.losses.batches import random_pairs
 
 trl = pytest.importorskip("trl")
@@ -140,7 +140,7 @@ def test_pair_losses_equal_trls(dpo_step, monkeypatch, trl_losses, section, sett
         monkeypatch.setattr(trainer, name, value)
     expected = trainer.compute_loss(trainer.model, inputs)
     metrics = trainer._metrics["train"]
-    output = build_loss(section)(batch())
+    output = make_loss(section)(batch())
     assert output.losses.mean().item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-6)
     for name in PAIR_METRICS:
         assert output.metrics[name].mean().item() == pytest.approx(metrics[name][-1], rel=1e-5), name
@@ -155,7 +155,7 @@ def test_nll_weight_is_trls_second_term_of_one_pair(dpo_step, monkeypatch):
     trainer, inputs, batch, _ = dpo_step
     monkeypatch.setattr(trainer, "loss_types", ["sigmoid", "sft"])
     monkeypatch.setattr(trainer, "loss_weights", [1.0, 0.2])
-    ours = build_loss({"name": "dpo", "beta": BETA, "nll_weight": 0.2})(batch())
+    ours = make_loss({"name": "dpo", "beta": BETA, "nll_weight": 0.2})(batch())
     for pair in range(len(PROMPTS)):
         rows = torch.tensor([pair, pair + len(PROMPTS)])
         one = {name: value[rows] if torch.is_tensor(value) else value for name, value in inputs.items()}
@@ -185,7 +185,7 @@ def test_simpo_equals_trls(tmp_path, tokenizer):
     trainer = cpo_trainer(cpo.CPOTrainer, cpo.CPOConfig, tmp_path, tokenizer, loss_type="simpo", simpo_gamma=0.7)
     batch, chosen, rejected = averages()
     expected, rewards, _ = trainer.cpo_loss(chosen, rejected)
-    output = build_loss({"name": "simpo", "beta": BETA, "gamma": 0.7})(batch)
+    output = make_loss({"name": "simpo", "beta": BETA, "gamma": 0.7})(batch)
     torch.testing.assert_close(output.losses, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(output.metrics["rewards/chosen"], rewards.detach(), rtol=1e-6, atol=1e-6)
     ours, theirs = (
@@ -199,7 +199,7 @@ def test_orpo_equals_trls(tmp_path, tokenizer):
     trainer = cpo_trainer(orpo.ORPOTrainer, orpo.ORPOConfig, tmp_path, tokenizer)
     batch, chosen, rejected = averages()
     expected = -chosen - trainer.odds_ratio_loss(chosen, rejected)[0]
-    losses = build_loss({"name": "orpo", "beta": BETA})(batch).losses
+    losses = make_loss({"name": "orpo", "beta": BETA})(batch).losses
     torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
     ours, theirs = (torch.autograd.grad(loss.sum(), batch.logps, retain_graph=True)[0] for loss in (losses, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
@@ -228,7 +228,7 @@ def test_kto_equals_trls(tmp_path, tokenizer):
     mismatched_policy, mismatched_reference, _ = both("KL_")
     policy_logps, reference_logps, lengths = both("")
     kl = kl_estimate(mismatched_policy - mismatched_reference, None)
-    output = build_loss({"name": "kto", "beta": BETA, "desirable_weight": 1.5, "undesirable_weight": 0.5})(
+    output = make_loss({"name": "kto", "beta": BETA, "desirable_weight": 1.5, "undesirable_weight": 0.5})(
         CompletionBatch(
             logps=policy_logps,
             reference_logps=reference_logps,

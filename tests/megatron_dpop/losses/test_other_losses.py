@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from megatron_dpop.losses.contract import CompletionBatch
 from megatron_dpop.losses.kto import kl_estimate
-from megatron_dpop.losses.registry import build_loss
+from megatron_dpop.losses.registry import make_loss
 from tests.distributed import run_ranks
 from tests.megatron_dpop.losses.batches import select_examples
 
@@ -29,8 +29,8 @@ def batch_of(logps, preferred, example=None, reference=None, lengths=None) -> Co
 
 def test_sft_is_the_negative_log_likelihood():
     batch = batch_of([-20.0, -6.0], [True, True], lengths=[10, 2])
-    assert build_loss({"name": "sft"})(batch).losses.tolist() == [2.0, 3.0]
-    output = build_loss({"name": "sft", "reduction": "sum"})(batch)
+    assert make_loss({"name": "sft"})(batch).losses.tolist() == [2.0, 3.0]
+    output = make_loss({"name": "sft", "reduction": "sum"})(batch)
     assert output.losses.tolist() == [20.0, 6.0]
     assert output.metrics["sft/nll_per_token"].tolist() == [2.0, 3.0]
     assert output.metrics["logps/chosen"].tolist() == [-20.0, -6.0]
@@ -40,7 +40,7 @@ def test_kto_follows_the_paper():
     """w_y - v(x, y), with v the paper's value function around the reference point."""
     kl = torch.tensor(0.7, dtype=torch.float64)
     batch = batch_of([-20.0, -25.0, -9.0], [True, False, True], reference=[-21.0, -22.0, -6.0])
-    loss = build_loss({"name": "kto", "beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.5})
+    loss = make_loss({"name": "kto", "beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.5})
     output = loss(batch, kl=kl)
 
     def value(x):
@@ -57,7 +57,7 @@ def test_kto_follows_the_paper():
 def test_kto_has_no_gradient_through_kl():
     kl = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     batch = batch_of([-20.0], [True], reference=[-21.0])
-    build_loss({"name": "kto"})(batch, kl=kl).losses.sum().backward()
+    make_loss({"name": "kto"})(batch, kl=kl).losses.sum().backward()
     assert kl.grad is None
     assert batch.logps.grad.any()
 
@@ -66,7 +66,7 @@ def test_kto_has_no_gradient_through_kl():
 @pytest.mark.parametrize("preferred", [True, False])
 def test_kto_stays_finite_at_extreme_ratios(ratio, preferred):
     batch = batch_of([ratio], [preferred], reference=[0.0])
-    output = build_loss({"name": "kto"})(batch, kl=torch.tensor(0.0))
+    output = make_loss({"name": "kto"})(batch, kl=torch.tensor(0.0))
     output.losses.sum().backward()
     assert output.losses.isfinite().all()
     assert batch.logps.grad.isfinite().all()
@@ -75,9 +75,9 @@ def test_kto_stays_finite_at_extreme_ratios(ratio, preferred):
 def test_kl_must_be_given_exactly_where_it_is_used():
     batch = batch_of([-20.0], [True], reference=[-21.0])
     with pytest.raises(AssertionError, match="kl"):
-        build_loss({"name": "kto"})(batch)
+        make_loss({"name": "kto"})(batch)
     with pytest.raises(AssertionError, match="kl"):
-        build_loss({"name": "sft"})(batch, kl=torch.tensor(0.0))
+        make_loss({"name": "sft"})(batch, kl=torch.tensor(0.0))
 
 
 def kl_on_a_rank(ratios: list[list[float]]) -> float:
@@ -129,11 +129,11 @@ def test_aft_is_the_double_sum(data, groups):
     batch = batch_of(logps, preferred, example)
     expected = naive_aft(batch)
     (expected_gradient,) = torch.autograd.grad(expected.sum(), batch.logps)
-    actual = build_loss({"name": "aft"})(batch).losses
+    actual = make_loss({"name": "aft"})(batch).losses
     assert torch.allclose(actual, expected, rtol=1e-10, atol=1e-12)
     (gradient,) = torch.autograd.grad(actual.sum(), batch.logps, allow_unused=True)
     assert torch.allclose(gradient, expected_gradient, rtol=1e-9, atol=1e-12)
-    parts = [build_loss({"name": "aft"})(select_examples(batch, group, group + 1)).losses for group in range(groups)]
+    parts = [make_loss({"name": "aft"})(select_examples(batch, group, group + 1)).losses for group in range(groups)]
     assert torch.allclose(torch.cat(parts), actual, rtol=1e-12, atol=0)
 
 
@@ -144,17 +144,17 @@ def test_aft_metrics_and_options():
         example=[0, 0, 0, 1, 1],
         lengths=[10, 4, 10, 5, 3],
     )
-    metrics = build_loss({"name": "aft"})(batch).metrics
+    metrics = make_loss({"name": "aft"})(batch).metrics
     assert metrics["rewards/accuracies"].tolist() == [1.0, 0.0]
     assert metrics["rewards/margins"].tolist() == [19.0, -4.0]
     assert metrics["logps/chosen"].tolist() == [-10.0, -12.0, -9.0]
 
-    averaged = build_loss({"name": "aft", "reduction": "mean"})(batch).losses
+    averaged = make_loss({"name": "aft", "reduction": "mean"})(batch).losses
     expected = [math.log1p(math.exp(-3 + 1) + math.exp(-3 + 3)), math.log1p(math.exp(-1 + 3))]
     assert averaged.tolist() == pytest.approx(expected, rel=1e-12)
 
-    detached = build_loss({"name": "aft", "constraint": "detached"})(batch).losses
-    assert torch.equal(detached, build_loss({"name": "aft"})(batch).losses)
+    detached = make_loss({"name": "aft", "constraint": "detached"})(batch).losses
+    assert torch.equal(detached, make_loss({"name": "aft"})(batch).losses)
     detached.sum().backward()
     assert (batch.logps.grad[batch.preferred] < 0).all()
     assert not batch.logps.grad[~batch.preferred].any()
@@ -165,7 +165,7 @@ def test_aft_stays_finite_at_extreme_differences():
         for first in (1e4, -1e4):
             logps = torch.tensor([first, 0.0, -first, 3.0], dtype=dtype, requires_grad=True)
             batch = batch_of([0.0] * 4, [True, True, False, False], example=[0] * 4)
-            output = build_loss({"name": "aft"})(CompletionBatch(**{**vars(batch), "logps": logps}))
+            output = make_loss({"name": "aft"})(CompletionBatch(**{**vars(batch), "logps": logps}))
             output.losses.sum().backward()
             assert output.losses.isfinite().all()
             assert logps.grad.isfinite().all()

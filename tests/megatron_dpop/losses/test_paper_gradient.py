@@ -10,7 +10,7 @@ import torch
 
 from megatron_dpop.logprobs.vocab_parallel import vocab_parallel_linear_logprobs
 from megatron_dpop.losses.contract import CompletionBatch
-from megatron_dpop.losses.registry import build_loss
+from megatron_dpop.losses.registry import make_loss
 
 VOCAB, TOKENS, EDIT = 13, 6, 2
 BETA, LAMBDA = 0.3, 50.0
@@ -37,7 +37,7 @@ def scaled_gradient(name: str, reference_chosen_shift: float):
     logps = torch.stack([sequence_logp(base_w, target_w), sequence_logp(base_l, target_l)])
     reference = logps.detach() - torch.tensor([reference_chosen_shift, 0.5], dtype=torch.float64)
     options = {"lambda": LAMBDA} if name == "dpop" else {}
-    output = build_loss({"name": name, "beta": BETA, **options})(
+    output = make_loss({"name": name, "beta": BETA, **options})(
         CompletionBatch(
             logps=logps,
             reference_logps=reference,

@@ -2,13 +2,15 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from megatron_dpop.data.load import Source, load_dataset
-from megatron_dpop.losses.registry import build_loss
+from megatron_dpop.losses.registry import make_loss
+from megatron_dpop.report.catalogue import METRICS
 from megatron_dpop.training.kl import MismatchedDataset
 from tests.distributed import run_ranks
 from tests.megatron_dpop.training.reference_run import Example, reference_steps
@@ -82,7 +84,7 @@ def _tree(world: Path, name: str, layout: dict, row_tokens: int) -> dict:
 
 def _expected(tree: dict) -> list[dict[str, float]]:
     files = [Source(Path(path)) for path in tree["data"]["train"]]
-    kind = build_loss(tree["loss"]).kind
+    kind = make_loss(tree["loss"]).kind
     dataset = load_dataset(files, Path(tree["model"]["path"]), max_tokens=64, kind=kind, workers=1, progress=False)
 
     def examples(of: object) -> list[Example]:
@@ -100,6 +102,18 @@ def expected(world: Path) -> dict[str, list[dict[str, float]]]:
     return {name: _expected(_tree(world, name, {}, 128)) for name in LOSSES}
 
 
+def _check_names(written: set[str], *, is_every_loss: bool) -> None:
+    """What runs write and what the catalogue describes, in the report and in docs/reference/metrics.md, are the same.
+
+    Terms of a sum are named by the config, and no CPU has a peak to compare with.
+    """
+    names = {re.sub(r"^source/\w+/", "", name) for name in written if not name.startswith("loss/")} - {"step"}
+    known = {metric.key for metric in METRICS}
+    assert names - known == set()
+    if is_every_loss:
+        assert known - names == {"perf/mfu"}
+
+
 @pytest.mark.parametrize("layout", ["tensor", pytest.param("data", marks=pytest.mark.slow)])
 def test_each_loss_trains_like_the_plain_reference(
     layout: str, world: Path, expected: dict[str, list[dict[str, float]]]
@@ -107,7 +121,9 @@ def test_each_loss_trains_like_the_plain_reference(
     assert all(step["kto/kl"] > 0.1 for step in expected["kto"])
     parallel, cases = CASES[layout]
     trees = [_tree(world, name, parallel, row_tokens) for name, row_tokens in cases]
-    for (name, _), metrics in zip(cases, run_ranks(train_all, 2, trees)[0], strict=True):
+    lines = run_ranks(train_all, 2, trees)[0]
+    _check_names({name for metrics in lines for line in metrics for name in line}, is_every_loss=layout == "tensor")
+    for (name, _), metrics in zip(cases, lines, strict=True):
         sources = set()
         for step, wanted in zip(metrics, expected[name], strict=True):
             sources |= {key.split("/")[1] for key in step if key.startswith("source/")}
