@@ -17,7 +17,7 @@ from dpop_base.checkpoint_names import HEAD_COLUMNS, HEAD_ROWS, iteration_name
 from dpop_base.errors import UserError, first_line
 from megatron_dpop.checkpoints import restricted
 from megatron_dpop.engine.engine import Engine
-from megatron_dpop.engine.optimizer import loading
+from megatron_dpop.engine.optimizer import loading, without_classes
 from megatron_dpop.models.lora import is_adapter
 
 # Content metadata of what we write: optimizer state in the parameters' own shapes loads at any layout.
@@ -68,6 +68,7 @@ def run_state(engine: Engine, iteration: int, *, loaded_from: Path | None = None
         model = _loadable(model)
         _allow_other_padding(model, engine.architecture, loaded_from)
     optimizer = engine.optimizer.sharded_state_dict(model, is_loading=loaded_from is not None, metadata=dict(CONTENT))
+    optimizer = without_classes(optimizer)
     # Rows beyond the true vocabulary may hold anything: its size tells a converter that they are padding.
     vocabulary = {"vocab_size": engine.architecture.vocab_size}
     return {**model, **vocabulary, "optimizer": optimizer, "iteration": iteration, "checkpoint_version": 3.0}

@@ -118,3 +118,17 @@ def _keep_step_count(distributed: DistributedOptimizer) -> None:
         fill(model_param, {"step": distributed.optimizer.state[parameter]["step"], **tensors})
 
     distributed._set_main_param_and_optimizer_states = fill_with_step
+
+
+def without_classes(state: dict[Any, Any]) -> dict[Any, Any]:
+    """Returns an optimizer's state with the classes taken out of its parameter groups.
+
+    Megatron-Core's offloading optimizer keeps the classes of its parts there and reads them from elsewhere; a
+    checkpoint that names a class is refused by `megatron_dpop.checkpoints.restricted`.
+    """
+    kept = {key: without_classes(value) if isinstance(value, dict) else value for key, value in state.items()}
+    if isinstance(groups := kept.get("param_groups"), list):
+        kept["param_groups"] = [
+            {key: value for key, value in group.items() if not isinstance(value, type)} for group in groups
+        ]
+    return kept

@@ -1,5 +1,6 @@
 """Steps of a few layers of a large model, its weights drawn on the device: MFU, memory, and kernels by kind."""
 
+import gc
 import json
 import tempfile
 import time
@@ -79,6 +80,11 @@ def _training(
     from megatron_dpop.engine.engine import build_engine
     from megatron_dpop.losses.registry import make_loss
 
+    # The model before this one is held by cycles, and two do not fit.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         config, architecture = _described(Path(folder), name, layers, vocabulary, fp8, row_tokens)
     engine = build_engine(config, architecture, device)
