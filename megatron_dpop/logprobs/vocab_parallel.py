@@ -188,6 +188,7 @@ def _local_statistics(hidden: Tensor, weight: Tensor, targets: Tensor, options: 
         for block in options.chunking.vocab_blocks(rows):
             logits = product(hidden_chunk, operand(weight[block]).t())
             statistics.add_block(logits, *_target_column(target_chunk, block))
+            del logits  # before the next tile is made
         packed[:, chunk] = statistics.packed()[:, : chunk.stop - chunk.start]
     return packed
 
@@ -209,6 +210,7 @@ def _fused_statistics(hidden: Tensor, weight: Tensor, targets: Tensor, options: 
         for block in options.chunking.vocab_blocks(rows):
             logits = product(hidden_chunk, operand(weight[block]).t())
             take_in_logits(logits, columns[place], block.start, *packed[:, place].unbind())
+            del logits
     return packed[:, : len(targets)]
 
 
@@ -240,6 +242,7 @@ def _accumulate_gradients(
                 add_product_(chunk_total, logits_grad, weight_block)
             if weight_total is not None:
                 add_product_(weight_total[block], logits_grad.t(), hidden_chunk)
+            del logits, logits_grad
         if hidden_grad is not None and chunk_total is not None:
             hidden_grad[chunk] = chunk_total[: chunk.stop - chunk.start].to(hidden_grad.dtype)
 

@@ -7,6 +7,7 @@ is short blocks that see as many keys as they have queries: no slice before the 
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpop_base.errors import UserError
 from megatron_dpop.rows.context import AttentionPlan
 from megatron_dpop.runtime.devices import to_device
 
@@ -135,9 +137,11 @@ def _shared_heads(varlen_attn: Any, query: Tensor, key: Tensor) -> dict[str, boo
 
 
 def cudnn_kernel(*, heads: int, kv_heads: int, head_dim: int, softmax_scale: float, window: int | None) -> Kernel:
-    """cuDNN's, through Transformer Engine."""
+    """cuDNN's, through Transformer Engine. The kernel raises UserError where cuDNN does not take such attention."""
     from transformer_engine.pytorch import DotProductAttention
 
+    # Its own fallback, which forms whole matrices of scores, took 80 times as long on an H100.
+    os.environ["NVTE_UNFUSED_ATTN"] = "0"
     attention = DotProductAttention(
         heads,
         head_dim,
@@ -150,15 +154,24 @@ def cudnn_kernel(*, heads: int, kv_heads: int, head_dim: int, softmax_scale: flo
     )
 
     def attend(query: Tensor, keys: Tensor, values: Tensor, blocks: DeviceBlocks) -> Tensor:
-        mixed = attention(
-            query,
-            keys,
-            values,
-            cu_seqlens_q=blocks.query_offsets,
-            cu_seqlens_kv=blocks.key_offsets,
-            max_seqlen_q=blocks.longest_query,
-            max_seqlen_kv=blocks.longest_key,
-        )
+        try:
+            mixed = attention(
+                query,
+                keys,
+                values,
+                cu_seqlens_q=blocks.query_offsets,
+                cu_seqlens_kv=blocks.key_offsets,
+                max_seqlen_q=blocks.longest_query,
+                max_seqlen_kv=blocks.longest_key,
+            )
+        except ValueError as error:
+            if "attention backend" not in str(error):
+                raise
+            raise UserError(
+                f"kernels.attention: cudnn: cuDNN {torch.backends.cudnn.version()} does not take {heads} heads of "
+                f"{head_dim} entries with {kv_heads} key heads in blocks of a tree; set kernels.attention: flash "
+                "(NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=2 prints Transformer Engine's reasons)"
+            ) from error
         return mixed.view(query.shape)
 
     return attend

@@ -154,7 +154,7 @@ def run_trl(task: Task, contender: Contender, turn: Turn) -> Outcome:
 
     started = time.perf_counter()
     examples = ordered_examples(task)
-    at_once = contender.options.get("per_device_train_batch_size", task.batch_pairs)
+    at_once = contender.options.get("per_device_train_batch_size", min(8, task.batch_pairs))  # DPOConfig's own is 8
     assert task.batch_pairs % at_once == 0, f"{at_once} pairs at once do not divide {task.batch_pairs}"
     arguments = {
         "output_dir": str(task.scratch / "trl"),

@@ -24,8 +24,14 @@ SHAPES = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32},
     "72b": {"hidden_size": 8192, "intermediate_size": 29568, "num_attention_heads": 64, "num_key_value_heads": 8},
 }
-# MFU of a step by docs/performance.md's roofline, with room below for what it leaves out.
-EXPECTED_MFU = {("72b", None): (0.45, 0.65), ("7b", None): (0.40, 0.62), ("72b", "tensorwise"): (0.55, 0.85)}
+# Least MFU of a step: three quarters of what an H100 reached (docs/gpu_results.md).
+LEAST_MFU = {
+    ("72b", None): 0.44,
+    ("7b", None): 0.38,
+    ("72b", "tensorwise"): 0.64,
+    ("72b", "blockwise"): 0.57,
+    ("7b", "tensorwise"): 0.50,
+}
 MEANS = "look at the kernels below: many element-wise ones mean that kernels.fused is off, idle time a slow host"
 KINDS_OF_KERNELS = {
     "attention": ("flash", "fmha", "cudnn", "attention"),
@@ -63,10 +69,10 @@ def check(
         "step", f"{what}: loss", f"{found['loss']:.4g}", "finite", "ok" if np.isfinite(found["loss"]) else "MISS"
     )
     peak = known_device(torch.cuda.get_device_name(device)) if gpu else None
-    low, high = EXPECTED_MFU.get((name, fp8), (None, None)) if peak is not None else (None, None)
+    low = LEAST_MFU.get((name, fp8)) if peak is not None else None
     share = flops / took / (peak.bf16_flops if peak is not None else 1e12)
     unit = "of the bf16 peak (MFU)" if peak is not None else "TFLOP/s"
-    yield within("step", what, share, low, high, unit=unit, means=MEANS)
+    yield within("step", what, share, low, None, unit=unit, means=MEANS)
     if gpu:
         memory = torch.cuda.max_memory_allocated() / 2**30
         yield Finding("step", f"{what}: peak memory", f"{memory:.1f} GiB", "", "-")

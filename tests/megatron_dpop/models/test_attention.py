@@ -186,7 +186,12 @@ def test_kernels_equal_block_attention_on_a_gpu(name: str, window: int | None, k
     found = make(softmax_scale=SCALE, window=window)(leaves[0], *gather(*leaves[1:], blocks, fused=fused), blocks)
     found = torch.cat((found[: tokens - padding], torch.zeros_like(found[tokens - padding :])))
     expected = attend_blocks(*(leaf.double() for leaf in leaves), plan, softmax_scale=SCALE, window=window)
-    torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=2e-2)
+    assert _error(found, expected) < 1e-2
     gradients = torch.autograd.grad(found.double().square().sum(), leaves)
     for gradient, wanted in zip(gradients, torch.autograd.grad(expected.square().sum(), leaves), strict=True):
-        torch.testing.assert_close(gradient, wanted, rtol=5e-2, atol=5e-2)
+        assert _error(gradient, wanted) < 2e-2
+
+
+def _error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Returns ||found - wanted|| / ||wanted||; bf16 rounds single entries near zero by more than themselves."""
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
