@@ -1,84 +1,75 @@
-"""Imports point one way: data flows from config to commands, and what is pure stays free of Megatron."""
+"""Imports point one way, as the list of packages in README.md draws them, and what is pure stays free of Megatron."""
 
 import ast
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+OUTSIDE = ("dpop_base", "checkpoint_convert")  # packages of their own, below megatron_dpop
 
-# What each part may import of the project, besides itself.
-CONVERTER = {"checkpoint_convert", "dpop_base"}
-BASE = CONVERTER | {"megatron_dpop.config"}
-ALLOWED = {
-    "megatron_dpop.config": CONVERTER,
-    "megatron_dpop.data": BASE,
-    "megatron_dpop.rows": BASE | {"megatron_dpop.data"},
-    "megatron_dpop.plan": BASE | {"megatron_dpop.rows"},
-    "megatron_dpop.kernels": set(),
-    "megatron_dpop.logprobs": BASE | {"megatron_dpop.kernels"},
-    "megatron_dpop.losses": BASE,
-    "megatron_dpop.runtime": BASE,
-    "megatron_dpop.models": BASE
-    | {"megatron_dpop.rows", "megatron_dpop.kernels", "megatron_dpop.logprobs", "megatron_dpop.runtime"},
-    "megatron_dpop.health": BASE,
-    "megatron_dpop.pages": CONVERTER,
-    "megatron_dpop.report": BASE | {"megatron_dpop.health", "megatron_dpop.pages"},
-    "megatron_dpop.evaluation": BASE | {"megatron_dpop.data"},
-}
-WITHOUT_TORCH = (
-    "megatron_dpop.config",
-    "megatron_dpop.plan",
-    "megatron_dpop.health",
-    "megatron_dpop.pages",
-    "megatron_dpop.report",
-)
+WITHOUT_TORCH = ("dpop_base", *(f"megatron_dpop.{name}" for name in ("config", "plan", "health", "pages", "report")))
 WITHOUT_MEGATRON = (
-    "megatron_dpop.kernels",
-    "megatron_dpop.data",
-    "megatron_dpop.rows",
-    "megatron_dpop.logprobs",
-    "megatron_dpop.losses",
+    *("dpop_base", "checkpoint_convert"),
+    *(f"megatron_dpop.{name}" for name in ("kernels", "data", "rows", "logprobs", "losses", "config", "plan")),
 )
 
 
-def _imports(package: str) -> set[tuple[str, str]]:
-    """(file, module) of every absolute and relative import in a package."""
+def _drawn() -> list[str]:
+    """Packages in the order of README's list, from what stands alone to what stands on all others."""
+    block = re.search(r"```\ndpop_base/.*?```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    lines = (re.match(r"(  )?(\w+)/ ", line) for line in block[0].splitlines())
+    names = (f"megatron_dpop.{found[2]}" if found[1] else found[2] for found in lines if found)
+    return [name for name in names if name in _packages()]
+
+
+@cache
+def _packages() -> tuple[str, ...]:
+    inner = sorted(path.parent.name for path in (ROOT / "megatron_dpop").glob("*/__init__.py"))
+    return (*OUTSIDE, *(f"megatron_dpop.{name}" for name in inner))
+
+
+@cache
+def _imports(package: str) -> frozenset[tuple[str, str]]:
+    """(file, module) of every import of a package's files, inside functions too; `from a import b` gives a and a.b."""
     found = set()
     for path in sorted((ROOT / package.replace(".", "/")).rglob("*.py")):
         here = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
-                found |= {(str(path), alias.name) for alias in node.names}
+                found |= {(str(path.relative_to(ROOT)), alias.name) for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 above = ".".join(here.split(".")[: -node.level]) if node.level else ""
-                found.add((str(path), ".".join(filter(None, (above, node.module)))))
-    return found
+                module = ".".join(filter(None, (above, node.module)))
+                found |= {(str(path.relative_to(ROOT)), name) for name in (module, *_members(module, node))}
+    return frozenset(found)
 
 
-def _part(module: str) -> str | None:
-    parts = module.split(".")
-    if parts[0] in CONVERTER:
-        return parts[0]
-    return ".".join(parts[:2]) if parts[0] == "megatron_dpop" else None
+def _members(module: str, node: ast.ImportFrom) -> list[str]:
+    return [f"{module}.{alias.name}" for alias in node.names] if module == "megatron_dpop" else []
 
 
-@pytest.mark.parametrize("package", ALLOWED)
-def test_part_imports_only_what_stands_below_it(package: str) -> None:
-    wrong = {
-        (file, module)
-        for file, module in _imports(package)
-        if (part := _part(module)) is not None and part not in ALLOWED[package] | {package, "megatron_dpop"}
-    }
-    assert not wrong
+def _package_of(module: str) -> str | None:
+    return next((name for name in _packages() if f"{module}.".startswith(f"{name}.")), None)
 
 
-def test_the_converter_imports_nothing_of_training() -> None:
-    assert not {entry for entry in _imports("checkpoint_convert") if entry[1].startswith("megatron_dpop")}
+def test_readme_draws_every_package_once() -> None:
+    assert sorted(_drawn()) == sorted(_packages())
 
 
-def test_the_base_imports_nothing_of_the_project() -> None:
-    assert not {entry for entry in _imports("dpop_base") if _part(entry[1]) not in (None, "dpop_base")}
+@pytest.mark.parametrize("package", _packages())
+def test_a_package_imports_only_what_stands_above_it_in_the_list(package: str) -> None:
+    order = _drawn()
+    below = set(order[order.index(package) :]) - {package}
+    assert not {(file, module) for file, module in _imports(package) if _package_of(module) in below}
+
+
+@pytest.mark.parametrize("package", OUTSIDE)
+def test_the_converter_and_the_base_know_nothing_of_training(package: str) -> None:
+    assert not {entry for entry in _imports(package) if entry[1].startswith("megatron_dpop")}
 
 
 @pytest.mark.parametrize("package", WITHOUT_TORCH)
@@ -87,5 +78,5 @@ def test_plain_data_needs_no_torch(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", WITHOUT_MEGATRON)
-def test_tensor_code_needs_no_megatron(package: str) -> None:
+def test_what_builds_no_model_needs_no_megatron(package: str) -> None:
     assert not {entry for entry in _imports(package) if entry[1].split(".")[0] == "megatron"}

@@ -12,11 +12,13 @@ from benchmarks.environment import environment, one_line
 from dpop_base.errors import UserError
 from megatron_dpop.runtime.rank import Rank
 
+BENCHMARKS = (train, compare, logprob, attention, data, convert)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     subparsers = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    for benchmark in (train, compare, logprob, attention, data, convert):
+    for benchmark in BENCHMARKS:
         benchmark.register(subparsers)
     for subparser in subparsers.choices.values():
         subparser.add_argument("--json", type=Path, help="also write the numbers, and where they were taken, here")

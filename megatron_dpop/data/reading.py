@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from .formats import Fields, Layout, Notes, recognise
@@ -58,10 +57,6 @@ def open_source(location: Location, columns: Mapping[str, str] | None = None) ->
 def records_of(layout: Layout, values: Mapping[str, Any], notes: Notes) -> list[Record]:
     """The records of one row; BadRowError where it is wrong."""
     return layout.form.records(Fields(values, layout.columns), notes)
-
-
-def one_file(path: str | Path) -> Location:
-    return Location(str(path))
 
 
 def unused_lines(unused: Mapping[str, int]) -> list[str]:

@@ -78,9 +78,6 @@ class SentencePieceModel:
     def convert_tokens_to_ids(self, piece: str) -> int:
         return int(self._head.piece_to_id(piece))
 
-    def get_vocab(self) -> dict[str, int]:
-        return {self._head.id_to_piece(i): i for i in range(self._head.get_piece_size())}
-
     def apply_chat_template(
         self,
         messages: list,

@@ -121,10 +121,6 @@ class StoredExamples:
     def most_completions(self) -> int:
         return max((int(np.diff(batch.completion_offsets).max(initial=0)) for batch in self._batches), default=0)
 
-    def completions(self) -> np.ndarray:
-        """int32 [examples]: how many completions each has."""
-        return self._gather([np.diff(batch.completion_offsets) for batch in self._batches])
-
     @staticmethod
     def _gather(parts: list[np.ndarray]) -> np.ndarray:
         return np.concatenate(parts) if parts else np.empty(0, np.int32)

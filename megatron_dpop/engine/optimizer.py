@@ -15,6 +15,9 @@ from megatron_dpop.config import Config
 # Megatron computes the gradient's norm only where it clips.
 NO_CLIPPING = 1e38
 
+# What Megatron-Core calls the optimizers that `optimizer.name` names.
+MEGATRON_OPTIONS: dict[str, dict[str, Any]] = {"adamw": {"optimizer": "adam", "decoupled_weight_decay": True}}
+
 MOMENTS_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -23,8 +26,7 @@ def build_optimizer(config: Config, chunks: Sequence[MegatronModule], dtype: tor
     options = config.optimizer
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
-            optimizer="adam",
-            decoupled_weight_decay=True,
+            **MEGATRON_OPTIONS[options.name],
             lr=options.lr,
             min_lr=0.0,
             weight_decay=options.weight_decay,

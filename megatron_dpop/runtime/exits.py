@@ -13,7 +13,6 @@ FAILED = 1  # starting again may help
 BAD_INPUT = 2  # starting again cannot help until what the line names is fixed
 UNHEALTHY = 3  # the health monitor saw what `logging.stop_on` names, all saved: a person must look at it first
 STOPPED = 75  # asked to by a signal, all saved: start again to go on (`EX_TEMPFAIL` of sysexits.h)
-CODES = (0, FAILED, BAD_INPUT, UNHEALTHY, STOPPED)
 
 # The file, opened to append, in which ranks tell their launcher why they end: it prints that once for all of them.
 WORDS_VARIABLE = "MEGATRON_DPOP_WORDS_FD"

@@ -1,5 +1,6 @@
 """Where reference log-probabilities are kept, and when a kept one may be used."""
 
+import ast
 import hashlib
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import torch.distributed as dist
 
 from dpop_base.errors import UserError
-from megatron_dpop import logprobs, models, rows
+from megatron_dpop import kernels, logprobs, models, rows
 from megatron_dpop.config.schema import PrecisionConfig
 from megatron_dpop.engine.batches import ReferenceLogps, RowSource, StepData
 from megatron_dpop.runtime.stop import StoppedError
@@ -31,7 +32,7 @@ ROUNDING = ("params", "layout", "rows", "code")
 
 # What turns tokens and weights into log-probabilities.
 LIBRARIES = ("torch", "megatron-core", "transformer-engine")
-SOURCES = (models, logprobs, rows)
+SOURCES = (models, logprobs, kernels, rows)
 
 
 def step_data(run: Run) -> tuple[StepData, StepData | None]:
@@ -160,10 +161,19 @@ def named_precision(precision: PrecisionConfig) -> str:
 
 @cache
 def code_fingerprint() -> str:
-    """Of the libraries' versions and of the source files that compute log-probabilities."""
+    """Returns the libraries' versions, and one digest of the code that computes log-probabilities."""
     digest = hashlib.sha256()
     for package in SOURCES:
         for path in sorted(Path(package.__path__[0]).glob("*.py")):
-            digest.update(path.read_bytes())
+            digest.update(meaning(path.read_text(encoding="utf-8")).encode())
     versions = installed_versions(LIBRARIES)
     return " ".join([*(f"{name} {version}" for name, version in versions.items()), digest.hexdigest()])
+
+
+def meaning(source: str) -> str:
+    """Returns what Python does with a file, in words: comments, docstrings and layout leave it as it is."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)

@@ -44,10 +44,6 @@ ANSWERS = ("completion", "response", "output", "answer", "solution")
 LABELS = ("label", "kto_tag")
 
 
-def _is_list(role: str) -> Callable[[Values], bool]:
-    return lambda values: any(isinstance(value, list) for value in values[role])
-
-
 def _is_numbers(role: str) -> Callable[[Values], bool]:
     return lambda values: all(not isinstance(value, (list, dict)) for value in values[role])
 

@@ -89,8 +89,7 @@ def trailing_zeros(units: int) -> int:
 
 def _in_form(units: int, like: str, decimals: int) -> str:
     whole, fraction = divmod(units, 10**decimals)
-    separated = "," in like or (len(like.partition(".")[0]) < 4 <= len(str(whole)) and "," in like)
-    text = f"{whole:,}" if separated else str(whole)
+    text = f"{whole:,}" if "," in like else str(whole)
     if like.startswith("."):
         text = text if whole else ""
     return f"{text}.{fraction:0{decimals}d}" if decimals else text

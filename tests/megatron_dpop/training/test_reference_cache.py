@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_dpop.training.reference_cache import meaning
 from tests.distributed import leave_model_parallel, run_ranks
 from tests.tiny import write_config, write_model, write_pairs
 
@@ -120,3 +121,9 @@ def _keys() -> list[dict[str, str]]:
 
     eight = PrecisionConfig(fp8="tensorwise", fp8_params=True, bf16_end_layers=1)
     return [{"params": named_precision(given), "code": code_fingerprint()} for given in (PrecisionConfig(), eight)]
+
+
+def test_code_is_known_by_what_it_does() -> None:
+    before = 'def twice(x):\n    """Doubles."""\n    return 2 * x  # twice\n'
+    assert meaning(before) == meaning("# Another comment.\ndef twice(x):\n    return (2 *\n        x)\n")
+    assert meaning(before) != meaning(before.replace("2 * x", "x * 2"))
