@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dpop_base.errors import UserError
 from dpop_base.os_errors import explain_os_error
+from dpop_base.version import project_version
 
 _EXAMPLES = """examples:
   checkpoint-convert hf-to-megatron models/Qwen2.5-7B checkpoints/Qwen2.5-7B
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=raw,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {project_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     to_megatron = commands.add_parser(
         "hf-to-megatron",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from dpop_base.errors import UserError
 from dpop_base.os_errors import explain_os_error
+from dpop_base.version import project_version
 from megatron_dpop.commands import analyze, data, eval, plan, report, train
 from megatron_dpop.runtime import exits
 from megatron_dpop.runtime.rank import launched
@@ -69,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Preference training (DPOP, DPO, IPO, ...) on Megatron-Core.",
         epilog="example: megatron-dpop train config.yaml",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {project_version()}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     train.register(subparsers)
     plan.register(subparsers)
