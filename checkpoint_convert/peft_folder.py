@@ -147,7 +147,9 @@ def _adapted(
         raise UserError(f"{folder}: use_dora and the magnitudes of {module} do not fit together; download it again")
     try:
         scale = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    except (TypeError, ValueError):
+        if not math.isfinite(scale):
+            raise ValueError
+    except (TypeError, ValueError, ArithmeticError):
         raise UserError(f"{folder}: r {rank!r} and lora_alpha {alpha!r} must be numbers; download it again") from None
     return Adapted(names["lora_A"], names["lora_B"], scale, names.get("lora_magnitude_vector"))
 

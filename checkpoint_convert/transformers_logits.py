@@ -60,7 +60,9 @@ def transformers_logits(
     except ImportError:
         return None, "it is not installed"
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
         with torch.no_grad():
             return model(tokens[None], logits_to_keep=keep).logits[0], None
     except (ImportError, OSError, RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and what others say, in its words."""
+"""The one exception that means "the user can fix this", and what others say, in its words."""
 
 LONGEST = 1200  # characters of an error: what a file holds may be quoted in it
 

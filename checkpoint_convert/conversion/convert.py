@@ -71,7 +71,7 @@ def convert(conversion: Conversion, *, workers: int, progress: bool) -> None:
             (target / JOURNAL).unlink()
     except OSError as error:
         where = error.filename or target
-        raise UserError(f"{where}: cannot be written ({error.strerror}); mend that and run again") from None
+        raise UserError(f"{where}: cannot be written ({error.strerror}); fix that and run again") from None
 
 
 def _write_all(conversion: Conversion, journal: Journal, *, workers: int, progress: bool) -> None:

@@ -201,5 +201,5 @@ def _as_user_error(error: BaseException, folder: Path, written: int, total: int)
         return error
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     what = "no space is left" if full else f"cannot be written ({error.strerror})"
-    mend = "free some" if full else "mend that"
-    return UserError(f"{folder}: {what}; {mend} and run the same command again ({written} of {total} files are done)")
+    fix = "free some" if full else "fix that"
+    return UserError(f"{folder}: {what}; {fix} and run the same command again ({written} of {total} files are done)")

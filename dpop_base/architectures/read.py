@@ -77,7 +77,7 @@ def read_config_dtype(folder: Path) -> str:
         name = "bfloat16" if fields.get("bf16") else "float16" if fields.get("fp16") else None
     if name is None:
         return "fp32"
-    if name not in DTYPES:
+    if not isinstance(name, str) or name not in DTYPES:
         raise fields.error(f"dtype is {name!r}", f"only {', '.join(DTYPES)} are supported")
     return DTYPES[name]
 

@@ -21,11 +21,11 @@ def compare(run: Path, text: str) -> dict[str, float]:
     device = processes.initialize(ParallelConfig(), seed=0)
     from megatron_dpop.analysis.logits import megatron_logits
 
-    tokens = AutoTokenizer.from_pretrained(run / "hf")(text).input_ids
+    tokens = AutoTokenizer.from_pretrained(run / "hf", trust_remote_code=False)(text).input_ids
     ours, theirs = {}, {}
     for dtype in (torch.float32, torch.bfloat16):
         ours[dtype] = megatron_logits(run / "checkpoints", [tokens], dtype=dtype, device=device)[0].cpu()
-        exported = AutoModelForCausalLM.from_pretrained(run / "hf", dtype=dtype)
+        exported = AutoModelForCausalLM.from_pretrained(run / "hf", dtype=dtype, trust_remote_code=False)
         with torch.no_grad():
             theirs[dtype] = exported(torch.tensor([tokens])).logits[0].float()
     processes.shut_down()

@@ -35,7 +35,9 @@ def write_folder(gguf: Path, target: Path) -> None:
 
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     # A model read from GGUF refuses to be saved; its weights in a fresh model do not.
     config = LlamaConfig(**{k: v for k, v in loaded.config.to_dict().items() if k not in NOT_OF_THE_MODEL})
     with torch.device("meta"):
@@ -43,7 +45,8 @@ def write_folder(gguf: Path, target: Path) -> None:
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     model.to(torch.bfloat16).save_pretrained(partial)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    tokenizer.save_pretrained(partial)
     partial.rename(target)
 
 

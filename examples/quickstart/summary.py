@@ -57,8 +57,8 @@ def _validations(run: Path) -> list[dict[str, float]]:
 @torch.no_grad()
 def answer_logp(folder: Path, pair: dict[str, str]) -> float:
     """Log-probability of the preferred answer after the chat prompt, by plain transformers in fp32."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     question = [{"role": "user", "content": pair["prompt"]}]
     answer = [{"role": "assistant", "content": pair["chosen"]}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=False)

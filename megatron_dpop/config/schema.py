@@ -74,8 +74,8 @@ def _linear(name: str) -> str:
     if holding := linears_of_module(name):
         raise ValueError(f"it is part of Megatron's {' and '.join(holding)}; name that instead ({known} are known)")
     near = difflib.get_close_matches(name, LINEARS, n=1, cutoff=0.5)
-    mend = f"did you mean {near[0]}? ({known} are known)" if near else f"use some of {known}"
-    raise ValueError(f"no linear layer has that name; {mend}")
+    fix = f"did you mean {near[0]}? ({known} are known)" if near else f"use some of {known}"
+    raise ValueError(f"no linear layer has that name; {fix}")
 
 
 @dataclass(frozen=True, config=_SECTION)

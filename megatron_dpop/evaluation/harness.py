@@ -41,8 +41,8 @@ class Harness:
         for name in self.names:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                mend = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists the harness's"
-                raise UserError(f"--tasks: the harness has no task {name}; {mend}")
+                fix = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists the harness's"
+                raise UserError(f"--tasks: the harness has no task {name}; {fix}")
             self._load(name)
 
     def _load(self, name: str) -> None:

@@ -15,7 +15,7 @@ def check_memory(setting: Setting, choice: LayoutChoice) -> None:
     largest = sorted(memory.held().items(), key=lambda part: -part[1])[:3]
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in largest)
     fit = nearest(setting, choice)
-    mend = (
+    fix = (
         f"the nearest layout that fits is {describe(fit.choice)} on {count(setting, fit.choice.devices)} "
         f"({fit.memory.total / GIB:.1f} GiB)"
         if fit is not None
@@ -23,7 +23,7 @@ def check_memory(setting: Setting, choice: LayoutChoice) -> None:
     )
     raise UserError(
         f"parallel: {describe(choice)} on {count(setting, choice.devices)} needs {memory.total / GIB:.1f} GiB of a "
-        f"device's {setting.hardware.memory_bytes / GIB:.1f} ({parts}); {mend}"
+        f"device's {setting.hardware.memory_bytes / GIB:.1f} ({parts}); {fix}"
     )
 
 

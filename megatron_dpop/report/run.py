@@ -96,7 +96,7 @@ def _read_metrics(path: Path, notes: list[str]) -> dict[int, dict[str, float]]:
     except FileNotFoundError:
         raise UserError(f"{path.parent}: not a run (it has no metrics.jsonl); give a run's folder") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend the file or leave this run out") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix the file or leave this run out") from None
     metrics: dict[int, dict[str, float]] = {}
     unreadable = []
     lines = text.splitlines()

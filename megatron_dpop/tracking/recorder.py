@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from megatron_dpop.config import Config
 from megatron_dpop.config.load import as_dict, flatten
 from megatron_dpop.health import Monitor, Sighting
-from megatron_dpop.tracking.history import keep_history
+from megatron_dpop.tracking.history import add_line, keep_history
 from megatron_dpop.tracking.run_folder import RunFolder, append_line, write_lines
 from megatron_dpop.tracking.weights_and_biases import WandbRun
 
@@ -37,7 +37,7 @@ class Recorder:
 
     def write(self, line: dict[str, Any]) -> list[Sighting]:
         """Keeps a line; returns what the health monitor sees for the first time."""
-        append_line(self._folder.metrics, line)
+        add_line(self._folder.metrics, line)
         step = line["step"]
         values = {name: value for name, value in line.items() if name != "step"}
         if self._board is not None:

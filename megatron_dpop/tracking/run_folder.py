@@ -105,9 +105,14 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """Adds one line of JSON to a file. Raises OSError, which names the file."""
+    append_text(path, json.dumps(line) + "\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Raises OSError, which names the file."""
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(text)
     except OSError as error:  # of a full disk, which by itself names nothing
         raise OSError(error.errno, error.strerror, str(path)) from None
 

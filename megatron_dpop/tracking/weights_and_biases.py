@@ -43,7 +43,7 @@ class WandbRun:
         except wandb.Error as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"logging.wandb: cannot start ({reason}); mend that, or record without a connection: WANDB_MODE=offline"
+                f"logging.wandb: cannot start ({reason}); fix that, or record without a connection: WANDB_MODE=offline"
             ) from None
         self._first_step = self._run.step  # after the last that the server has
 

@@ -1,6 +1,8 @@
 """PEFT folders as input: merged into their base as PEFT merges them, or refused by name."""
 
+import contextlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from transformers import AutoModelForCausalLM
 from checkpoint_convert.commands import run
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
+from checkpoint_convert.peft_folder import WEIGHTS, match_adapter
+from checkpoint_convert.tensors.huggingface import HuggingFaceSource
+from checkpoint_convert.verify import open_checkpoint
+from dpop_base.errors import UserError
 from tests.checkpoint_convert.models import fill, save_small
 
 ATTENTION = ["q_proj", "v_proj"]
@@ -108,6 +114,20 @@ def test_what_cannot_be_honoured_is_named(
     assert run(["hf-to-megatron", str(tmp_path / "adapter"), str(tmp_path / "megatron"), "--quiet"]) == 2
     assert named in capsys.readouterr().err
     assert not (tmp_path / "megatron").exists()
+
+
+def test_values_of_any_kind_are_used_or_refused(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    save_adapter(base, folder)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    weights, adapter = open_checkpoint(base), HuggingFaceSource(folder, names=WEIGHTS)
+    for name in config:
+        for value in (None, True, 0, -1, 10**400, float("inf"), float("nan"), "", "\ud800", [], [None], {}, {"a": {}}):
+            path.write_text(json.dumps(config | {name: value}))
+            with contextlib.suppress(UserError):
+                adapted, _ = match_adapter(folder, adapter, weights)
+                assert all(math.isfinite(one.scale) for one in adapted.values())
 
 
 @pytest.mark.parametrize(

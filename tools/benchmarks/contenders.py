@@ -186,7 +186,7 @@ def run_trl(task: Task, contender: Contender, turn: Turn) -> Outcome:
         model=str(task.model),
         args=trl.DPOConfig(**arguments),
         train_dataset=trl_dataset(examples),
-        processing_class=AutoTokenizer.from_pretrained(task.model),
+        processing_class=AutoTokenizer.from_pretrained(task.model, trust_remote_code=False),
         callbacks=[watch],
     )
     watch.setup_started = started

@@ -213,6 +213,7 @@ def _convert(direction: str, source: Path, target: Path) -> list[str]:
 def _transformers(source: Path, target: Path) -> list[str]:
     code = (
         "import sys, os\nfrom transformers import AutoModelForCausalLM\n"
-        "AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype='auto').save_pretrained(sys.argv[2])\nos.sync()"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype='auto', trust_remote_code=False)\n"
+        "model.save_pretrained(sys.argv[2])\nos.sync()"
     )
     return [sys.executable, "-c", code, str(source), str(target)]

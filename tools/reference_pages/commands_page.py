@@ -10,7 +10,7 @@ from megatron_dpop.commands.main import build_parser as megatron_dpop_parser
 INTRODUCTION = """# Commands
 
 Every command has `--help` and exits 0 on success, 2 on bad input with one line that names the file, key or value and
-the mend.
+the fix.
 A run's other exit codes are in [SLURM clusters](../cluster.md#what-a-job-survives).
 """
 

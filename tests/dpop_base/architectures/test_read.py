@@ -1,5 +1,6 @@
 """config.json in the spellings of transformers 4 and 5; what is not supported is named, never ignored."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,20 @@ def test_config_beside_a_megatron_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "huggingface").mkdir()
     folder(tmp_path / "huggingface", LLAMA)
     assert read_architecture(tmp_path).num_layers == 32
+
+
+ODD = (
+    *(None, True, -1, 0, 2, 10**400, 0.5, -0.0, float("inf"), float("nan"), "", "\0", "\ud800", "x" * 5000, "1e9"),
+    *([], [1], [None], ["full_attention"], {}, {"a": {}}, {"rope_type": "yarn", "factor": 10**400}),
+)
+
+
+@pytest.mark.parametrize("config", [LLAMA, QWEN2, QWEN1], ids=["llama", "qwen2", "qwen1"])
+def test_values_of_any_kind_are_used_or_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    others = ("dtype", "rope_scaling", "rope_parameters", "rope_theta", "layer_types", "head_dim", "sliding_window")
+    for name in {*config, *others, "use_sliding_window", "max_window_layers", "tie_word_embeddings", "bf16"}:
+        for value in ODD:
+            changed = folder(tmp_path, config | {name: value})
+            for read in (read_architecture, read_config_dtype):
+                with contextlib.suppress(UserError):
+                    read(changed)

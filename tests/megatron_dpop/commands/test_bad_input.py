@@ -1,4 +1,4 @@
-"""Bad input ends in one line that says what, where and the mend, exit code 2, and nothing left behind."""
+"""Bad input ends in one line that says what, where and the fix, exit code 2, and nothing left behind."""
 
 import json
 import os

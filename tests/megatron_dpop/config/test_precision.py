@@ -1,4 +1,4 @@
-"""What a machine without GPU, or a model's shape, does not allow is refused by key, value and mend."""
+"""What a machine without GPU, or a model's shape, does not allow is refused by key, value and fix."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -92,7 +92,7 @@ def test_too_large_a_layout_is_refused_with_numbers_and_the_nearest_that_fits() 
 
 
 def test_the_nearest_layout_keeps_what_it_can() -> None:
-    """Recomputation alone mends this one: neither devices nor sizes change."""
+    """Recomputation alone fixes this one: neither devices nor sizes change."""
     choice = LayoutChoice(tensor=4, pipeline=5)
     fit = nearest(SETTING, choice)
     assert fit is not None

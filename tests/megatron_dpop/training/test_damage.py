@@ -137,3 +137,31 @@ def test_lines_that_are_no_metrics(tmp_path: Path, line: bytes) -> None:
     assert len(said) == 1
     assert path.with_name("metrics.rejected.jsonl").read_bytes() == line + b"\n"
     assert path.read_text() == "".join(json.dumps(g) + "\n" for g in good[:2])
+
+
+def test_a_digit_that_changed_is_noticed(tmp_path: Path) -> None:
+    from megatron_dpop.tracking.history import add_line, keep_history
+
+    path = tmp_path / "metrics.jsonl"
+    for step in range(6):
+        add_line(path, {"step": step, "loss": 0.5 + step})
+    said: list[str] = []
+    assert len(keep_history(path, 5, said.append)) == 5
+    assert said == [], "as written, and step 5 is to be taken again"
+    path.write_text(path.read_text().replace("2.5", "2.6"))
+    changed = path.read_bytes()
+    for _ in range(2):  # every time that the run goes on
+        said.clear()
+        assert [line["loss"] for line in keep_history(path, 5, said.append)] == [0.5, 1.5, 2.6, 3.5, 4.5]
+        (line,) = said
+        assert "the line of step 2 is not as written any more" in line
+        assert path.read_bytes() == changed, "nothing is deleted"
+    path.write_bytes(b"".join(changed.splitlines(keepends=True)[:1]))
+    said.clear()
+    keep_history(path, 5, said.append)
+    assert len(said) == 1
+    assert "the lines of steps 1, 2, 3, 4 are missing" in said[0]
+    add_line(path, {"step": 5, "loss": 5.25})
+    said.clear()
+    keep_history(path, 6, said.append)
+    assert "steps 1, 2, 3, 4 are missing" in said[0]
