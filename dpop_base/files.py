@@ -1,6 +1,8 @@
-"""Files that are either whole or absent: temporary name, fsync, rename."""
+"""Files that are either whole or absent (temporary name, fsync, rename), and locks among those who write one."""
 
 import ctypes
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -38,6 +40,34 @@ def replacing(path: Path, *, sync_folder: bool = True) -> Iterator[Path]:
             sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system says that has none
+
+
+def lock(descriptor: int, *, wait: bool) -> bool:
+    """Takes an exclusive lock on an open file, which ends with the process; False where another process has it. Where
+    the file system has no locks it is taken all the same: nobody can be kept out there."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time is within, by an exclusive lock on this file; a dead one's lock is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_stale(folder: Path) -> None:

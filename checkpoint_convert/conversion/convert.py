@@ -63,12 +63,16 @@ def convert(conversion: Conversion, *, workers: int, progress: bool) -> None:
         target.mkdir(parents=True, exist_ok=True)
         names = {"fingerprint": conversion.fingerprint, "layout": conversion.layout}
         with open_journal(target, **names, command=conversion.command) as journal:
+            if (target / MANIFEST).exists():  # another process has finished one since that was looked for
+                (target / JOURNAL).unlink()
+                convert(conversion, workers=workers, progress=progress)
+                return
             _check_space(conversion, journal)
             _write_all(conversion, journal, workers=workers, progress=progress)
             check_unchanged(conversion.states)
             conversion.finish(journal)
             write_manifest(target, **names, files=conversion.files, written=journal.written)
-            (target / JOURNAL).unlink()
+            (target / JOURNAL).unlink(missing_ok=True)
     except OSError as error:
         where = error.filename or target
         raise UserError(f"{where}: cannot be written ({error.strerror}); fix that and run again") from None

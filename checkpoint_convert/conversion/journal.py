@@ -3,7 +3,7 @@ What makes a conversion continue where it was stopped: a journal of finished fil
 written last, that says that it is complete.
 """
 
-import fcntl
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from typing import Any
 
 from checkpoint_convert.manifest import MANIFEST
 from dpop_base.errors import UserError
-from dpop_base.files import sync
+from dpop_base.files import lock, sync
 
 JOURNAL = "conversion-journal.jsonl"
 
@@ -40,6 +40,10 @@ class OtherConversionError(UserError):
     """The target holds another conversion, or what is left of one."""
 
 
+class BusyError(UserError):
+    """Another process is converting into the target."""
+
+
 class Journal:
     """The finished files of a conversion; `record` is durable when it returns."""
 
@@ -57,17 +61,13 @@ class Journal:
 def open_journal(folder: Path, *, fingerprint: str, layout: str, command: str) -> Iterator[Journal]:
     """
     Starts a journal in `folder`, or continues the one there; where the source has changed since (`layout` is the same
-    and `fingerprint` is not), from the beginning. Raises UserError if that one belongs to another conversion, or if
-    another process is writing it now.
+    and `fingerprint` is not), from the beginning. Raises OtherConversionError if that one belongs to another
+    conversion, and BusyError if another process is writing it now.
     """
     path = folder / JOURNAL
     header = {"fingerprint": fingerprint, "layout": layout, "command": command}
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = _open_locked(path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is converting into this folder; wait for it") from None
         lines = _whole_lines(descriptor)
         if lines and lines[0].get("fingerprint") != fingerprint and lines[0].get("layout") == layout:
             os.ftruncate(descriptor, 0)  # a restored shard, say: what was made of the damaged one is made anew
@@ -83,6 +83,22 @@ def open_journal(folder: Path, *, fingerprint: str, layout: str, command: str) -
             sync(folder)
         yield Journal(path, descriptor, _still_there(folder, lines[1:]))
     finally:
+        os.close(descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    """A descriptor of the file that has this name: whoever finishes a conversion removes the one that it has locked."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            if not lock(descriptor, wait=False):
+                raise BusyError(f"{path.parent}: another process is converting into this folder; wait for it")
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 

@@ -3,14 +3,11 @@
 What is kept is checked whenever it is read. Where it is damaged it is built anew, and a line says so.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ import pyarrow
 
 from dpop_base.checksums import digest, file_digests, seal, unseal
 from dpop_base.errors import UserError, first_line
-from dpop_base.files import replacing, write_json
+from dpop_base.files import locked, replacing, write_json
 
 from .build import Recipe, Tally, build
 from .rows import find_rows
@@ -69,7 +66,7 @@ def _kept_or_built(kept: "_Kept", recipe: Recipe, *, workers: int, progress: boo
         found = None  # whoever holds the lock looks again, and says so
     if found is not None:
         return found
-    with _locked(kept.lock):
+    with locked(kept.lock):
         try:
             found = kept.read()
         except _DamagedError as damage:
@@ -120,15 +117,3 @@ def _tally(facts: dict[str, Any]) -> Tally:
         name: Counter(value) if isinstance(value, dict) else value for name, value in facts.items()
     }
     return Tally(**values)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on the file: one process builds while the others wait; a dead one's lock is gone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -69,7 +69,7 @@ def _compare(found: dict[int, int], path: Path, before_step: int, say: Callable[
     changed = [step for step in written if found.get(step, written[step]) != written[step]]
     missing = [step for step in written if step not in found]
     if changed:
-        say(f"warning: {path}: {_of_steps(changed)} not as written any more (a fault of the disk, or a hand); kept as found")
+        say(f"warning: {path}: {_of_steps(changed)} not as written any more (the disk's fault, or a hand's); kept so")
     if missing:
         say(f"warning: {path}: {_of_steps(missing)} missing")
     write_bytes(checksums, "".join(f"{step} {value:08x}\n" for step, value in written.items()).encode())

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch.distributed as dist
 
 from dpop_base.errors import UserError
+from dpop_base.files import locked
 from megatron_dpop import kernels, logprobs, models, rows
 from megatron_dpop.config.schema import PrecisionConfig
 from megatron_dpop.engine.batches import ReferenceLogps, RowSource, StepData
@@ -87,9 +89,10 @@ class References:
                 self.heartbeat.beat("reference", step=done, steps=steps)
 
             logps = compute_reference(self.engine, source, steps, progress, known=kept, stop=self.stop)
-        if dist.get_rank() == 0:
-            write_reference(path, logps, key)
-        dist.barrier()
+        refused = [self._keep(path, logps, key) if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(refused, src=0)
+        if refused[0] is not None:
+            raise UserError(refused[0])
         computed = int((~np.isnan(logps[:, 0])).sum())
         self.heartbeat.beat("reference", saved=f"reference {name} of {computed} examples")
         if self.stop.agreed:
@@ -107,10 +110,7 @@ class References:
         given = self.config.reference.cache is not None
         wrong = [name for name in differing if name not in ROUNDING]
         if wrong and given:
-            raise UserError(
-                f"reference.cache: {path} was made from other {' and '.join(wrong)}; "
-                "give another folder, or delete it to compute it anew"
-            )
+            raise UserError(_made_from_other(path, wrong))
         if wrong or (differing and not (given and covers(logps, source, steps))):
             self.console.say(f"{path} was computed with other {', '.join(differing)}; it is computed anew")
             return None
@@ -121,8 +121,31 @@ class References:
             )
         return logps
 
+    def _keep(self, path: Path, logps: ReferenceLogps, key: ReferenceKey) -> str | None:
+        """Writes a cache, and in it what another run that shares it has computed meanwhile. Returns why it may not."""
+        with locked(_lock_of(path)):
+            there = self._read_or_set_aside(path)
+            if there is not None:
+                differing = there[1].differs(key)
+                wrong = [name for name in differing if name not in ROUNDING]
+                if wrong and self.config.reference.cache is not None:
+                    return _made_from_other(path, wrong)
+                if not differing:
+                    logps = np.where(np.isnan(logps), there[0], logps)
+            write_reference(path, logps, key)
+        return None
+
     def _read_checked(self, path: Path) -> tuple[ReferenceLogps, ReferenceKey] | None:
         """None where nothing is kept, or what is kept is damaged; that is then set aside, be it what it may."""
+        if not path.exists():
+            return None
+        try:
+            return read_reference(path)
+        except DamagedReferenceError:
+            with locked(_lock_of(path)):  # of several runs that find it so, one sets it aside
+                return self._read_or_set_aside(path)
+
+    def _read_or_set_aside(self, path: Path) -> tuple[ReferenceLogps, ReferenceKey] | None:
         if not path.exists():
             return None
         try:
@@ -149,6 +172,17 @@ class References:
             rows=f"{packing} seed {source.seed if source.shuffle else None}",
             code=code_fingerprint(),
         )
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _made_from_other(path: Path, parts: Sequence[str]) -> str:
+    return (
+        f"reference.cache: {path} was made from other {' and '.join(parts)}; "
+        "give another folder, or delete it to compute it anew"
+    )
 
 
 def named_precision(precision: PrecisionConfig) -> str:

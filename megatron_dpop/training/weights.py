@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from checkpoint_convert.conversion.journal import BusyError
 from checkpoint_convert.hf_to_megatron import ITERATION, hf_to_megatron
 from checkpoint_convert.locate import checkpoint_kind, iteration_folder
 from dpop_base.errors import UserError
@@ -85,8 +86,8 @@ def _convert(model: Path, target: Path, *, again: bool) -> None:
         shutil.rmtree(target)
     try:
         hf_to_megatron(model, target, progress=False)
-    except UserError:
-        if not target.exists():
+    except UserError as error:
+        if not target.exists() or isinstance(error, BusyError):
             raise
         shutil.rmtree(target)  # what an interrupted or damaged conversion has left; a fault of the source shows again
         hf_to_megatron(model, target, progress=False)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoint_convert.conversion import plan, run
+from checkpoint_convert.conversion import journal, plan, run
 from checkpoint_convert.conversion.journal import JOURNAL
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.locate import checkpoint_kind
@@ -141,6 +141,47 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     assert "another process is converting into this folder" in errors
     first.kill()
     first.communicate()
+
+
+def test_one_that_is_finished_meanwhile_is_found_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process ends between this one's look at the folder and its lock, and removes what would be locked."""
+    save_small("qwen2", tmp_path / "hf")
+    real, written = journal.lock, {}
+
+    def late(descriptor: int, *, wait: bool) -> bool:
+        monkeypatch.setattr(journal, "lock", real)
+        hf_to_megatron(tmp_path / "hf", tmp_path / "megatron", progress=False)
+        written.update({path: path.stat().st_mtime_ns for path in (tmp_path / "megatron").rglob("*") if path.is_file()})
+        return real(descriptor, wait=wait)
+
+    monkeypatch.setattr(journal, "lock", late)
+    hf_to_megatron(tmp_path / "hf", tmp_path / "megatron", progress=False)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "megatron").rglob("*") if path.is_file()} == written
+
+
+@pytest.mark.slow
+def test_many_at_once_leave_one_conversion(tmp_path: Path) -> None:
+    save_small("qwen2", tmp_path / "hf")
+    words = ("hf-to-megatron", str(tmp_path / "hf"), str(tmp_path / "megatron"))
+    processes = [start(*words, pause=0.01) for _ in range(8)]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        refused = process.returncode == 2 and "another process is converting into this folder" in errors
+        assert refused or process.returncode == 0, errors
+    assert any(process.returncode == 0 for process in processes)
+    assert not (tmp_path / "megatron" / JOURNAL).exists()
+    assert verify(tmp_path / "hf", tmp_path / "megatron", progress=False).equal
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("dpop_base.files.fcntl.flock", refuse)
+    save_small("qwen2", tmp_path / "hf")
+    hf_to_megatron(tmp_path / "hf", tmp_path / "megatron", progress=False)
+    assert verify(tmp_path / "hf", tmp_path / "megatron", progress=False).equal
 
 
 def _fail_writing(monkeypatch: pytest.MonkeyPatch, number: int, *, after: int) -> None:

@@ -3,7 +3,9 @@
 import contextlib
 import io
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,6 +107,49 @@ def test_a_reference_of_older_code_is_computed_anew_in_the_runs_own_folder(world
     ]
     assert "computed with other code; it is computed anew" in said
     assert anew == logps
+
+
+def meanwhile_here(trees: list[dict], kept: Path, **of_the_other: str) -> tuple[str, bool]:
+    """Two runs share a cache and begin together; the first ends while the second, with fewer steps, computes.
+
+    Returns what the second says, and whether the cache is the first's at the end. `of_the_other`: of the first's key.
+    """
+    import numpy as np
+
+    from megatron_dpop.training import reference_cache
+    from megatron_dpop.training.reference import read_reference, write_reference
+
+    _said(trees[0])
+    first, key = read_reference(kept)
+    kept.unlink()
+    compute = reference_cache.compute_reference
+
+    def and_meanwhile(*arguments: Any, **options: Any) -> Any:
+        logps = compute(*arguments, **options)
+        assert np.isnan(logps).any(), "the second needs a part of what the first has"
+        write_reference(kept, first, replace(key, **of_the_other))
+        return logps
+
+    reference_cache.compute_reference = and_meanwhile
+    try:
+        said, _ = _said(trees[1])
+    finally:
+        reference_cache.compute_reference = compute
+    return said, bool(np.array_equal(read_reference(kept)[0], first, equal_nan=True))
+
+
+@pytest.mark.parametrize(
+    ("of_the_other", "words"), [({}, ""), ({"weights": "others"}, "was made from other weights; give another folder")]
+)
+def test_two_runs_that_share_a_cache_lose_nothing(world: Path, of_the_other: dict[str, str], words: str) -> None:
+    cache = world / f"shared {len(of_the_other)}"
+    trees = [_tree(world, f"{cache.name} {steps}") | {"reference": {"cache": str(cache)}} for steps in (3, 1)]
+    for tree, steps in zip(trees, (3, 1), strict=True):
+        tree["train"] = {"steps": steps, "global_batch_pairs": 2}
+    said, is_the_firsts = run_ranks(partial(meanwhile_here, **of_the_other), 1, trees, cache / "train.safetensors")[0]
+    assert is_the_firsts
+    assert words in said
+    assert ("was made from" in said) is bool(words)
 
 
 def test_the_key_names_the_recipe_and_the_code() -> None:
