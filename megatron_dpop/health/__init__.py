@@ -1,5 +1,5 @@
 """Names what goes wrong in a run, in plain words, from its metrics alone: live and in reports. No torch."""
 
-from megatron_dpop.health.monitor import Finding, Monitor, Sighting
+from megatron_dpop.health.monitor import Alert, Finding, Monitor
 
-__all__ = ["Finding", "Monitor", "Sighting"]
+__all__ = ["Alert", "Finding", "Monitor"]

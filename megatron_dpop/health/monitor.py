@@ -10,7 +10,7 @@ from megatron_dpop.health.rules import RULES
 
 
 @dataclass(frozen=True)
-class Sighting:
+class Alert:
     """The first line at which a rule held, and what it saw there."""
 
     step: int
@@ -44,7 +44,7 @@ class Monitor:
         """In the order in which the rules first held."""
         return list(self._findings.values())
 
-    def observe(self, step: int, line: Mapping[str, float]) -> list[Sighting]:
+    def observe(self, step: int, line: Mapping[str, float]) -> list[Alert]:
         """Takes in the next line (without "step"); returns the rules that hold for the first time."""
         self._history.add(step, line)
         new = []
@@ -54,7 +54,7 @@ class Monitor:
                 continue
             known = self._findings.get(rule.name)
             if known is None:
-                new.append(Sighting(step, rule.name, rule.title, what))
+                new.append(Alert(step, rule.name, rule.title, what))
                 known = Finding(rule.name, rule.title, step, step, what)
             self._findings[rule.name] = replace(known, last_step=step, what=what)
         return new

@@ -8,7 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from megatron_dpop.config import Config
 from megatron_dpop.config.load import as_dict, flatten
-from megatron_dpop.health import Monitor, Sighting
+from megatron_dpop.health import Alert, Monitor
 from megatron_dpop.tracking.history import add_line, keep_history
 from megatron_dpop.tracking.run_folder import RunFolder, append_line, write_lines
 from megatron_dpop.tracking.weights_and_biases import WandbRun
@@ -27,15 +27,15 @@ class Recorder:
         self._wandb = wandb
         self._monitor = Monitor(flatten(as_dict(config)))
         history = keep_history(folder.metrics, first_step, say)
-        kept = [sighting for line in history for sighting in self._observe(line)]
+        kept = [alert for line in history for alert in self._observe(line)]
         write_lines(folder.health, map(asdict, kept))
         # A run that was killed after its last line has not acted on what that line showed.
-        self.unheeded = [sighting for sighting in kept if sighting.step == first_step - 1]
+        self.unhandled = [alert for alert in kept if alert.step == first_step - 1]
         self._board: SummaryWriter | None = None
         if config.logging.tensorboard:
             self._board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step)
 
-    def write(self, line: dict[str, Any]) -> list[Sighting]:
+    def write(self, line: dict[str, Any]) -> list[Alert]:
         """Keeps a line; returns what the health monitor sees for the first time."""
         add_line(self._folder.metrics, line)
         step = line["step"]
@@ -46,8 +46,8 @@ class Recorder:
         if self._wandb is not None:
             self._wandb.log(step, values)
         new = self._observe(line)
-        for sighting in new:
-            self._tell(sighting)
+        for alert in new:
+            self._send(alert)
         return new
 
     def close(self) -> None:
@@ -56,12 +56,12 @@ class Recorder:
         if self._wandb is not None:
             self._wandb.close()
 
-    def _observe(self, line: dict[str, Any]) -> list[Sighting]:
+    def _observe(self, line: dict[str, Any]) -> list[Alert]:
         return self._monitor.observe(line["step"], {name: value for name, value in line.items() if name != "step"})
 
-    def _tell(self, sighting: Sighting) -> None:
-        append_line(self._folder.health, asdict(sighting))
+    def _send(self, alert: Alert) -> None:
+        append_line(self._folder.health, asdict(alert))
         if self._board is not None:
-            self._board.add_text("health", str(sighting), sighting.step)
+            self._board.add_text("health", str(alert), alert.step)
         if self._wandb is not None:
-            self._wandb.tell(sighting.title, str(sighting))
+            self._wandb.alert(alert.title, str(alert))

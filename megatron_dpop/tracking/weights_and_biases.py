@@ -58,7 +58,7 @@ class WandbRun:
         if step >= self._first_step:
             self._run.log(values, step=step)
 
-    def tell(self, title: str, text: str) -> None:
+    def alert(self, title: str, text: str) -> None:
         """An alert, which people may get as mail."""
         self._run.alert(title=title, text=text)
 

@@ -11,7 +11,7 @@ from dpop_base.metric_names import ACCURACY, CHOSEN_MINUS_REFERENCE, LOSS, PAIRS
 from megatron_dpop.checkpoints.saving import Saver
 from megatron_dpop.engine.batches import StepData
 from megatron_dpop.engine.delayed_scales import warm_scales
-from megatron_dpop.health import Sighting
+from megatron_dpop.health import Alert
 from megatron_dpop.runtime.beats import step_took
 from megatron_dpop.runtime.stop import StoppedError, UnhealthyError
 from megatron_dpop.tracking.recorder import Recorder
@@ -38,7 +38,7 @@ class Loop:
         self.reruns = Reruns(run.config.train.rerun, run.folder.rejected_results)
         self.wandb = wandb
         self.recorder: Recorder | None = None
-        self.stops_for: Sighting | None = None  # on rank 0
+        self.stops_for: Alert | None = None  # on rank 0
         options = run.config.checkpoint
         self.saver = Saver(
             run.engine,
@@ -59,7 +59,7 @@ class Loop:
         held_out = StepMetrics(self.engine, self.loss, validation.source.dataset) if validation else None
         if dist.get_rank() == 0:
             self.recorder = Recorder(self.config, self.folder, self.wandb, first_step=first_step, say=self.console.say)
-            self._heed(self.recorder.unheeded)
+            self._handle(self.recorder.unhandled)
         if first_step < steps:
             warm_scales(self.engine, train.source, first_step)
         with self.console.progress(self.loss.name, steps, done=first_step) as bar:
@@ -113,13 +113,13 @@ class Loop:
 
     def _write(self, values: dict[str, Any]) -> None:
         if self.recorder is not None:
-            self._heed(self.recorder.write(values))
+            self._handle(self.recorder.write(values))
 
-    def _heed(self, sightings: Sequence[Sighting]) -> None:
-        for sighting in sightings:
-            self.console.say(f"health: {sighting}")
-            if sighting.rule in self.config.logging.stop_on:
-                self.stops_for = self.stops_for or sighting
+    def _handle(self, alerts: Sequence[Alert]) -> None:
+        for alert in alerts:
+            self.console.say(f"health: {alert}")
+            if alert.rule in self.config.logging.stop_on:
+                self.stops_for = self.stops_for or alert
                 self.stop.is_unhealthy = True
 
 

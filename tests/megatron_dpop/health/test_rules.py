@@ -283,8 +283,8 @@ def test_values_that_are_no_numbers_are_passed_over(value: float) -> None:
 def test_a_monitor_says_a_thing_once_and_knows_how_long_it_held() -> None:
     lines = changed(healthy(loss="dpo"), lambda step: {CHOSEN: -9.0} if 40 <= step < 60 else {})
     monitor = Monitor({})
-    said = [sighting for step, line in lines.items() for sighting in monitor.observe(step, line)]
-    assert [sighting.rule for sighting in said] == ["chosen_below_reference"]
+    said = [alert for step, line in lines.items() for alert in monitor.observe(step, line)]
+    assert [alert.rule for alert in said] == ["chosen_below_reference"]
     (finding,) = monitor.findings
     assert finding.first_step == said[0].step
     assert 59 <= finding.last_step <= 63

@@ -97,7 +97,7 @@ def test_an_alert_says_what_the_health_monitor_saw(tmp_path: Path, monkeypatch: 
     run = WandbRun(WandbConfig("tests"), tmp_path, {"loss": {"name": "dpo"}})
     assert run.place.endswith("; wandb sync uploads it")
     run.log(0, {"loss": 1.0})
-    run.tell("Gradients explode", "health: step 0: ...")
+    run.alert("Gradients explode", "health: step 0: ...")
     run.close()
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     assert _recorded(folder)[2] == ["Gradients explode"]

@@ -55,7 +55,7 @@ def _sightings(run: Path) -> list[dict]:
 
 def _of_results(run: Path) -> list[dict]:
     """Speed is another run's own."""
-    return [sighting for sighting in _sightings(run) if sighting["rule"] != "throughput_drop"]
+    return [alert for alert in _sightings(run) if alert["rule"] != "throughput_drop"]
 
 
 def test_dpo_is_named_and_dpop_is_not(world: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_reference_of_another_precision_is_seen_at_step_0(world: Path) -> None
     first, second = run_ranks(train_all, 1, trees)[0]
     assert first[0]["reference/drift"] == 0
     assert second[0]["reference/drift"] > 0.01
-    seen = [[sighting["rule"] for sighting in _sightings(Path(tree["run"]["dir"]))] for tree in trees]
+    seen = [[alert["rule"] for alert in _sightings(Path(tree["run"]["dir"]))] for tree in trees]
     assert seen == [[], ["reference_drift"]]
 
 
