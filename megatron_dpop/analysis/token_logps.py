@@ -17,7 +17,7 @@ from megatron_dpop.engine.batches import RowSource
 from megatron_dpop.engine.engine import ModelEngine
 from megatron_dpop.engine.forward import logps_only, run_rows
 from megatron_dpop.models.scoring import score_tokens
-from megatron_dpop.runtime.processes import first_rank_works
+from megatron_dpop.runtime.processes import first_rank_only
 from megatron_dpop.training.validation import validation_steps
 
 
@@ -60,7 +60,7 @@ def _as_megatron(model: Path) -> Iterator[Path]:
         made = [stack.enter_context(tempfile.TemporaryDirectory(prefix="megatron-dpop-")) if is_first else ""]
         dist.broadcast_object_list(made, src=0)
         target = Path(made[0]) / "model"
-        with first_rank_works():
+        with first_rank_only():
             if is_first:
                 hf_to_megatron(model, target, progress=False)
         yield iteration_folder(target)

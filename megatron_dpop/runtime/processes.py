@@ -52,7 +52,7 @@ def initialize(parallel: ParallelConfig, *, seed: int, timeout: timedelta = time
 
 
 @contextmanager
-def first_rank_works() -> Iterator[bool]:
+def first_rank_only() -> Iterator[bool]:
     """Yields whether this is the first rank. It works on, for hours if need be, and the others wait for its end.
 
     In any other collective they would wait no longer than its group's timeout.

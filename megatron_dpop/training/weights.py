@@ -68,7 +68,7 @@ class StartingWeights:
 
     def _convert(self, *, again: bool) -> None:
         assert self._converted is not None
-        with processes.first_rank_works() as works:
+        with processes.first_rank_only() as works:
             if works and (again or not _is_converted(self._converted)):
                 _convert(self.model, self._converted, again=again)
         dist.barrier()
