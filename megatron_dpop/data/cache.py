@@ -1,4 +1,4 @@
-"""Tokenised sources on disk, keyed by everything that changes them; built once however many processes ask.
+"""TokenizedRecord sources on disk, keyed by everything that changes them; built once however many processes ask.
 
 What is kept is checked whenever it is read. Where it is damaged it is built anew, and a line says so.
 """

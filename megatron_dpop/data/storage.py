@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 
-from .tokenise import Tokenised, common_prefix_tokens
+from .tokenise import TokenizedRecord, common_prefix_tokens
 
 SCHEMA = pyarrow.schema(
     [
@@ -20,7 +20,7 @@ SCHEMA = pyarrow.schema(
 )
 
 
-def record_batch(examples: Iterable[Tokenised]) -> pyarrow.RecordBatch:
+def record_batch(examples: Iterable[TokenizedRecord]) -> pyarrow.RecordBatch:
     listed = list(examples)
     completions = [completion for example in listed for completion in example.completions]
     counts = [len(example.completions) for example in listed]

@@ -13,7 +13,7 @@ from .written import Written, write
 
 
 @dataclass(frozen=True)
-class Tokenised:
+class TokenizedRecord:
     """One record's tokens. `events` name what a user should know of: each is counted over the file."""
 
     prompt: np.ndarray  # int32 [prompt_tokens]
@@ -25,7 +25,7 @@ class Tokenised:
 
 def tokenise(
     records: Sequence[Record], tokenizer: TextTokenizer, *, max_tokens: int, too_long: TooLong
-) -> list[Tokenised | BadRowError | None]:
+) -> list[TokenizedRecord | BadRowError | None]:
     """Tokens of each record, None for one that is dropped as too long, BadRowError for one that cannot be used.
 
     All texts are encoded in one batch. Prompt plus longest completion is at most `max_tokens`.
@@ -37,7 +37,7 @@ def tokenise(
         except BadRowError as problem:
             rendered.append(problem)
     encoded = _encode([item for item in rendered if not isinstance(item, BadRowError)], tokenizer)
-    result: list[Tokenised | BadRowError | None] = []
+    result: list[TokenizedRecord | BadRowError | None] = []
     for record, item in zip(records, rendered, strict=True):
         if isinstance(item, BadRowError):
             result.append(item)
@@ -70,7 +70,7 @@ def _encode(texts: Sequence[Written], tokenizer: TextTokenizer) -> Iterator[list
         yield [head + next(ids) for _ in range(count)]
 
 
-def _join(record: Record, written: Written, ids: list[list[int]], tokenizer: TextTokenizer) -> Tokenised:
+def _join(record: Record, written: Written, ids: list[list[int]], tokenizer: TextTokenizer) -> TokenizedRecord:
     prompt_text, full_texts = written.prompt, written.wholes
     prompt, fulls = ids[0], ids[1:]
     events = set(written.events)
@@ -100,7 +100,7 @@ def _join(record: Record, written: Written, ids: list[list[int]], tokenizer: Tex
     if not prompt:
         raise BadRowError("no token of the prompt stands before the completion, which needs one to follow")
     tokens = tuple(map(_int32, completions))
-    return Tokenised(_int32(prompt), tokens, record.preferred, tuple(sorted(events)), written.dropped_share)
+    return TokenizedRecord(_int32(prompt), tokens, record.preferred, tuple(sorted(events)), written.dropped_share)
 
 
 def _continuation(text: str, prompt: list[int], full: list[int], tokenizer: TextTokenizer) -> list[int]:
@@ -121,7 +121,9 @@ def _continuation(text: str, prompt: list[int], full: list[int], tokenizer: Text
     return tokenizer.encode([text])[0]
 
 
-def _fit(example: Tokenised, max_tokens: int, too_long: TooLong, tokenizer: TextTokenizer) -> Tokenised | None:
+def _fit(
+    example: TokenizedRecord, max_tokens: int, too_long: TooLong, tokenizer: TextTokenizer
+) -> TokenizedRecord | None:
     longest = max(len(completion) for completion in example.completions)
     total = len(example.prompt) + longest
     if total <= max_tokens:

@@ -6,7 +6,7 @@ from rapidfuzz.distance import Hamming
 
 from ..edit_distance import normalised_edit_distance
 from ..records import Record, readable
-from ..tokenise import Tokenised
+from ..tokenise import TokenizedRecord
 
 # In words, for help and documentation; lengths of a pair are chosen_ and rejected_, of others completion_.
 OF_EVERY_EXAMPLE = {
@@ -36,7 +36,7 @@ OF_PAIRS_WITH_TOKENIZER = {
 }
 
 
-def numbers_of(record: Record, tokens: Tokenised | None, wanted: Sequence[str]) -> dict[str, float]:
+def numbers_of(record: Record, tokens: TokenizedRecord | None, wanted: Sequence[str]) -> dict[str, float]:
     """Those of the wanted numbers that this example has; the ones that need other rows come from who sees them."""
     texts = [readable(completion) for completion in record.completions]
     found = {"completion_characters": float(max(map(len, texts)))}

@@ -20,7 +20,7 @@ from ..kinds import as_kind, can_be, rule_text
 from ..reading import open_source, records_of
 from ..records import BadRowError, Prompt, Record, located, readable, text_of_content
 from ..rows import Location
-from ..tokenise import Tokenised, common_prefix_tokens, tokenise
+from ..tokenise import TokenizedRecord, common_prefix_tokens, tokenise
 from ..tokenizer import TextTokenizer
 from .balance import Directions, length_bias
 from .numbers import common_characters, is_pair, numbers_of
@@ -205,7 +205,7 @@ def _add(
             tally.samples.append(record)
 
 
-def _count(tally: _Tally, record: Record, tokens: Tokenised | None, max_tokens: int | None) -> None:
+def _count(tally: _Tally, record: Record, tokens: TokenizedRecord | None, max_tokens: int | None) -> None:
     texts = [readable(completion) for completion in record.completions]
     if tokens is not None:
         prompt, completions = len(tokens.prompt), [len(entry) for entry in tokens.completions]

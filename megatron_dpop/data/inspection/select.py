@@ -23,7 +23,7 @@ from ..kinds import as_kind, can_be
 from ..reading import Reading, open_source, records_of
 from ..records import BadRowError, Record, located
 from ..rows import Location
-from ..tokenise import Tokenised, tokenise
+from ..tokenise import TokenizedRecord, tokenise
 from ..tokenizer import TextTokenizer
 from .balance import Directions
 from .numbers import numbers_of
@@ -112,7 +112,7 @@ def _tokens(examples: Sequence[list[Record]], tokenizer: TextTokenizer | None) -
 
 
 def _numbers(
-    record: Record, tokens: Tokenised | None, names: Sequence[str], directions: Directions, seen: set[bytes]
+    record: Record, tokens: TokenizedRecord | None, names: Sequence[str], directions: Directions, seen: set[bytes]
 ) -> dict[str, float]:
     numbers, prompt = numbers_of(record, tokens, names), prompt_hash(record.prompt)
     key = hashlib.sha256(prompt + repr(record.completions).encode("utf-8", "replace")).digest()[:16]

@@ -20,7 +20,7 @@ from megatron_dpop.data.records import (
     tools_of,
 )
 from megatron_dpop.data.templates import PromptFormat
-from megatron_dpop.data.tokenise import Tokenised, tokenise
+from megatron_dpop.data.tokenise import TokenizedRecord, tokenise
 from megatron_dpop.data.tokenizer import TextTokenizer, load_tokenizer, tokenizer_fingerprint
 from tests.megatron_dpop.data.peers import PUBLISHED, byte_tokenizer, trl_pairs
 
@@ -103,7 +103,7 @@ def record_of(row: dict[str, Any]) -> Record:
     return check_record(Record(prompt, answers, (True, False), tools=tools, template_kwargs=arguments), names)
 
 
-def one(row: dict[str, Any] | Record, tokenizer: TextTokenizer) -> Tokenised:
+def one(row: dict[str, Any] | Record, tokenizer: TextTokenizer) -> TokenizedRecord:
     record = row if isinstance(row, Record) else record_of(row)
     (result,) = tokenise([record], tokenizer, max_tokens=100_000, too_long="stop")
     if isinstance(result, BadRowError):
@@ -118,7 +118,7 @@ def test_ids_and_scored_tokens_equal_trl_s(family: str, tmp_path: Path) -> None:
 
     folder = byte_tokenizer(tmp_path / "tokenizer", (PUBLISHED / f"{family}.jinja").read_text())
     found = tokenise(list(map(record_of, ROWS.values())), load_tokenizer(folder), max_tokens=100_000, too_long="stop")
-    ours = {name: example for name, example in zip(ROWS, found, strict=True) if isinstance(example, Tokenised)}
+    ours = {name: example for name, example in zip(ROWS, found, strict=True) if isinstance(example, TokenizedRecord)}
     theirs = trl_pairs(AutoTokenizer.from_pretrained(folder), [ROWS[name] for name in ours], tmp_path)
     assert len(ours) == FAMILIES[family]
     for (name, example), expected in zip(ours.items(), theirs, strict=True):
@@ -143,7 +143,7 @@ def made(tmp_path: Path) -> Callable[..., TextTokenizer]:
     return make
 
 
-def text(example: Tokenised, tokenizer: TextTokenizer, side: int = 0) -> str:
+def text(example: TokenizedRecord, tokenizer: TextTokenizer, side: int = 0) -> str:
     return tokenizer.decode([*example.prompt.tolist(), *example.completions[side].tolist()])
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dpop_base.errors import UserError
 from megatron_dpop.data.records import BadRowError, Record
-from megatron_dpop.data.tokenise import Tokenised, TooLong, common_prefix_tokens, tokenise
+from megatron_dpop.data.tokenise import TokenizedRecord, TooLong, common_prefix_tokens, tokenise
 from megatron_dpop.data.tokenizer import TextTokenizer, load_tokenizer
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -40,7 +40,9 @@ def theirs_loaded(path: Path) -> Any:
     return AutoTokenizer.from_pretrained(path)
 
 
-def one(record: Record, tokenizer: TextTokenizer, *, max_tokens: int = 4096, too_long: TooLong = "stop") -> Tokenised:
+def one(
+    record: Record, tokenizer: TextTokenizer, *, max_tokens: int = 4096, too_long: TooLong = "stop"
+) -> TokenizedRecord:
     (result,) = tokenise([record], tokenizer, max_tokens=max_tokens, too_long=too_long)
     if isinstance(result, BadRowError):
         raise result
