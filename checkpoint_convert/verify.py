@@ -26,7 +26,7 @@ SHOWN = 10
 
 
 @dataclass
-class Report:
+class Comparison:
     """What `verify` found; of logits only where they were asked for."""
 
     num_tensors: int = 0
@@ -61,7 +61,7 @@ class Report:
 
 def verify(
     first: Path, second: Path, *, logits: bool = False, num_tokens: int | None = None, progress: bool = True
-) -> Report:
+) -> Comparison:
     """
     Compares all tensors, in bounded memory, and if asked the logits of a prompt of `num_tokens` (None: enough to see
     the model's window and rope scaling), with transformers' too. Raises UserError where one of the two is not a whole
@@ -75,8 +75,8 @@ def verify(
     return report
 
 
-def _compare(one: Source, two: Source, *, progress: bool) -> Report:
-    report = Report(num_tensors=len(one.tensors))
+def _compare(one: Source, two: Source, *, progress: bool) -> Comparison:
+    report = Comparison(num_tensors=len(one.tensors))
     total = sum(info.num_bytes for info in one.tensors.values())
     with byte_progress("comparing", total, show=progress) as advance:
         for name, info in one.tensors.items():

@@ -12,7 +12,7 @@ from ..records import BadRowError, Record, readable
 from ..tokenise import common_prefix_tokens, tokenise
 from ..tokenizer import TextTokenizer
 from .balance import MOST_BY_LENGTH
-from .report import LOW_EDIT_DISTANCE, Report
+from .report import LOW_EDIT_DISTANCE, DataReport
 
 _LONGEST_SHOWN_CHARACTERS = 4000
 _SCORED = {True: ("black on green", "black on bright_green"), False: ("white on red", "white on bright_red")}
@@ -20,7 +20,7 @@ FEWEST_PAIRS = 20  # of unequal lengths, before their share says anything
 _SHARED = ("black on cyan", "black on bright_cyan")
 
 
-def print_report(report: Report, console: Console, tokenizer: TextTokenizer | None) -> None:
+def print_report(report: DataReport, console: Console, tokenizer: TextTokenizer | None) -> None:
     console.print(_summary(report))
     if report.lengths:
         console.print(_lengths(report))
@@ -30,7 +30,7 @@ def print_report(report: Report, console: Console, tokenizer: TextTokenizer | No
         console.print(_sample(record, tokenizer))
 
 
-def warnings(report: Report) -> list[str]:
+def warnings(report: DataReport) -> list[str]:
     """What about this file is known to spoil a run."""
     found = []
     low = report.edit_distance.get("share_under_0.1", 0.0)
@@ -56,7 +56,7 @@ def warnings(report: Report) -> list[str]:
     return found + [f"{count} examples: {event}" for event, count in report.events.items()]
 
 
-def _length_warning(report: Report) -> list[str]:
+def _length_warning(report: DataReport) -> list[str]:
     bias = report.length_bias
     if not bias or bias["accuracy"] < MOST_BY_LENGTH or bias["chosen_longer"] + bias["chosen_shorter"] < FEWEST_PAIRS:
         return []
@@ -68,7 +68,7 @@ def _length_warning(report: Report) -> list[str]:
     ]
 
 
-def _summary(report: Report) -> Table:
+def _summary(report: DataReport) -> Table:
     table = Table.grid(padding=(0, 2))
     rows = {
         "file": report.path,
@@ -106,7 +106,7 @@ def _summary(report: Report) -> Table:
     return table
 
 
-def _lengths(report: Report) -> Table:
+def _lengths(report: DataReport) -> Table:
     points = list(next(iter(report.lengths.values())))
     table = Table(title=f"lengths in {report.unit}", title_justify="left")
     table.add_column("part")

@@ -32,7 +32,7 @@ _EXAMPLES_SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Report:
+class DataReport:
     """Shares are of one; lengths in `unit` (tokens, or characters where no tokenizer was given)."""
 
     path: str
@@ -102,7 +102,7 @@ def inspect_file(
     other: Path | Location | None = None,
     samples: int = 1,
     progress: bool = True,
-) -> Report:
+) -> DataReport:
     """Reads the whole source and reports; rows that cannot be used are counted, not fatal, unless all are.
 
     `columns`: role -> column, where names do not tell. `other` is the other split: prompts in both are counted.
@@ -120,7 +120,7 @@ def inspect_file(
     if not examples and tally.first_problem:
         raise located(location, *tally.first_problem)
     rule = rule_text(form.kind, used_kind)
-    return Report(
+    return DataReport(
         path=str(location),
         format=f"{layout_name} ({rule})" if rule else layout_name,
         kind=used_kind,
