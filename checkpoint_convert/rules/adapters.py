@@ -8,7 +8,7 @@ them gets the same A and the rows of B that stand where its own rows stand in W:
 import re
 
 from checkpoint_convert.rules.families import RULES
-from checkpoint_convert.rules.rule import Rule, TensorRecipe, from_megatron, to_megatron
+from checkpoint_convert.rules.rule import TensorRecipe, TensorRule, from_megatron, to_megatron
 from checkpoint_convert.rules.segments import Segment
 from dpop_base.architectures.architecture import Architecture
 
@@ -23,14 +23,14 @@ def adapter_names(weight: str) -> tuple[str, str]:
     return f"{linear}_adapter.lora_A", f"{linear}_adapter.lora_B"
 
 
-def adapted_weights(rules: tuple[Rule, ...], a: Architecture, linears: frozenset[str]) -> list[TensorRecipe]:
+def adapted_weights(rules: tuple[TensorRule, ...], a: Architecture, linears: frozenset[str]) -> list[TensorRecipe]:
     """Recipes of the Megatron weights that have adapters, layer by layer."""
     endings = tuple(f".{linear}.weight" for linear in linears)
     return [recipe for recipe in to_megatron(rules, a) if recipe.name.endswith(endings)]
 
 
 def adapter_tensors(
-    rules: tuple[Rule, ...], a: Architecture, linears: frozenset[str], rank: int
+    rules: tuple[TensorRule, ...], a: Architecture, linears: frozenset[str], rank: int
 ) -> dict[str, tuple[int, int]]:
     """Shape of every A [rank, inputs] and B [outputs, rank] in a Megatron checkpoint."""
     shapes: dict[str, tuple[int, int]] = {}
@@ -40,7 +40,7 @@ def adapter_tensors(
     return shapes
 
 
-def to_peft(rules: tuple[Rule, ...], a: Architecture, linears: frozenset[str], rank: int) -> list[TensorRecipe]:
+def to_peft(rules: tuple[TensorRule, ...], a: Architecture, linears: frozenset[str], rank: int) -> list[TensorRecipe]:
     """Recipes of a PEFT folder's tensors from Megatron's adapters."""
     adapted = {recipe.name for recipe in adapted_weights(rules, a, linears)}
     recipes = []
@@ -56,7 +56,7 @@ def to_peft(rules: tuple[Rule, ...], a: Architecture, linears: frozenset[str], r
     return recipes
 
 
-def peft_modules(rules: tuple[Rule, ...], a: Architecture, linears: frozenset[str]) -> list[str]:
+def peft_modules(rules: tuple[TensorRule, ...], a: Architecture, linears: frozenset[str]) -> list[str]:
     """PEFT's `target_modules`: the shortest endings (`q_proj`, `attn.c_proj`) that name these modules and no others."""
     adapted = {recipe.name for recipe in adapted_weights(rules, a, linears)}
     endings: dict[str, set[bool]] = {}

@@ -13,7 +13,7 @@ def always(a: Architecture) -> bool:
 
 
 @dataclass(frozen=True)
-class Rule:
+class TensorRule:
     """`{layer}` in the names stands for each layer in turn. `columns` is None for vectors."""
 
     megatron: str
@@ -32,12 +32,12 @@ class TensorRecipe:
     segments: tuple[Segment, ...]
 
 
-def to_megatron(rules: tuple[Rule, ...], a: Architecture) -> list[TensorRecipe]:
+def to_megatron(rules: tuple[TensorRule, ...], a: Architecture) -> list[TensorRecipe]:
     """Recipes of all Megatron tensors (`decoder.layers.N....`), layer by layer, from the family's tensors."""
     return [_recipe(rule, a, layer) for rule, layer in _instances(rules, a)]
 
 
-def from_megatron(rules: tuple[Rule, ...], a: Architecture) -> list[TensorRecipe]:
+def from_megatron(rules: tuple[TensorRule, ...], a: Architecture) -> list[TensorRecipe]:
     """Recipes of all the family's tensors from Megatron's: the exact inverse of `to_megatron`."""
     recipes = []
     for rule, layer in _instances(rules, a):
@@ -48,7 +48,7 @@ def from_megatron(rules: tuple[Rule, ...], a: Architecture) -> list[TensorRecipe
     return recipes
 
 
-def _instances(rules: tuple[Rule, ...], a: Architecture) -> list[tuple[Rule, int]]:
+def _instances(rules: tuple[TensorRule, ...], a: Architecture) -> list[tuple[TensorRule, int]]:
     """In the order of the model: what precedes the layers in the table, each layer's, what follows them."""
     rules = tuple(rule for rule in rules if rule.when(a))
     per_layer = [rule for rule in rules if "{layer}" in rule.megatron]
@@ -61,7 +61,7 @@ def _instances(rules: tuple[Rule, ...], a: Architecture) -> list[tuple[Rule, int
     )
 
 
-def _recipe(rule: Rule, a: Architecture, layer: int) -> TensorRecipe:
+def _recipe(rule: TensorRule, a: Architecture, layer: int) -> TensorRecipe:
     names = [name.format(layer=layer) for name in rule.family]
     segments = merge_adjacent(Segment(names[i], start, rows) for i, start, rows in rule.layout(a))
     rows = sum(segment.rows for segment in segments)

@@ -52,7 +52,7 @@ SLOWED_MOST_BEFORE = 100
 
 
 @dataclass(frozen=True)
-class Rule:
+class HealthRule:
     name: RuleName
     title: str
     look: Callable[[History], str | None]
@@ -202,11 +202,11 @@ def _steps(points: Sequence[Point]) -> str:
 
 
 RULES = (
-    Rule("chosen_below_reference", "Chosen answers fall below the reference", chosen_below_reference),
-    Rule("penalty_everywhere", "DPOP's penalty is active on nearly all pairs", penalty_everywhere),
-    Rule("reference_drift", "Policy and reference differ at the start", reference_drift),
-    Rule("exploding_gradients", "Gradients explode", exploding_gradients),
-    Rule("accuracy_at_half", "Accuracy stays at a half", accuracy_at_half),
-    Rule("validation_parting", "Validation parts from training", validation_parting),
-    Rule("throughput_drop", "Throughput drops", throughput_drop),
+    HealthRule("chosen_below_reference", "Chosen answers fall below the reference", chosen_below_reference),
+    HealthRule("penalty_everywhere", "DPOP's penalty is active on nearly all pairs", penalty_everywhere),
+    HealthRule("reference_drift", "Policy and reference differ at the start", reference_drift),
+    HealthRule("exploding_gradients", "Gradients explode", exploding_gradients),
+    HealthRule("accuracy_at_half", "Accuracy stays at a half", accuracy_at_half),
+    HealthRule("validation_parting", "Validation parts from training", validation_parting),
+    HealthRule("throughput_drop", "Throughput drops", throughput_drop),
 )

@@ -22,7 +22,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
-Rule = Callable[[Row, random.Random], Outcome]
+PairRule = Callable[[Row, random.Random], Outcome]
 
 UNLABELLED = "no label (test splits have none)"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations, `<<2+3=5>>`, are not part of the answer's text
@@ -122,4 +122,4 @@ def _sequence(value: Any, name: str) -> list[Any]:
     return value
 
 
-RULES: dict[str, Rule] = {"metamath": metamath, "arc": arc, "hellaswag": hellaswag}
+RULES: dict[str, PairRule] = {"metamath": metamath, "arc": arc, "hellaswag": hellaswag}
