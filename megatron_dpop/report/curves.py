@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from dpop_base.metric_names import VALIDATION
 from megatron_dpop.report.catalogue import Metric
-from megatron_dpop.report.run import Run
+from megatron_dpop.report.run import ReportedRun
 
 MOST_POINTS = 800  # of one line: about one a pixel of the widest chart
 MOST_MEANS = 300  # of a running mean, which bends slowly
@@ -22,7 +22,7 @@ class Point(NamedTuple):
 Points = list[Point]
 
 
-def chart(metric: Metric, runs: Sequence[Run]) -> dict[str, Any]:
+def chart(metric: Metric, runs: Sequence[ReportedRun]) -> dict[str, Any]:
     """What the page's script draws: see charts.js."""
     series = []
     for index, run in enumerate(runs):

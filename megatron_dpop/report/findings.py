@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dpop_base.metric_names import ACCURACY, CHOSEN_LOGP, CHOSEN_MINUS_REFERENCE, LOSS
 from megatron_dpop.report.health import HealthNote, health_notes
-from megatron_dpop.report.run import Run
+from megatron_dpop.report.run import ReportedRun
 from megatron_dpop.report.tables import result_prefix, result_steps
 from megatron_dpop.report.text import number
 
@@ -27,7 +27,7 @@ class Finding:
     notes: Sequence[str]
 
 
-def finding(run: Run) -> Finding:
+def finding(run: ReportedRun) -> Finding:
     values = _final_values(run)
     return Finding(
         name=run.name,
@@ -41,7 +41,7 @@ def finding(run: Run) -> Finding:
     )
 
 
-def _final_values(run: Run) -> dict[str, float]:
+def _final_values(run: ReportedRun) -> dict[str, float]:
     """The last measured results, without their prefix."""
     steps = result_steps(run)
     prefix = result_prefix(run)
@@ -49,7 +49,7 @@ def _final_values(run: Run) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
-def _loss(run: Run) -> str:
+def _loss(run: ReportedRun) -> str:
     name = run.config.get("loss.name")
     if name is None:
         return ""
@@ -61,13 +61,13 @@ def _loss(run: Run) -> str:
     return ", ".join([str(name), *settings])
 
 
-def _progress(run: Run) -> str:
+def _progress(run: ReportedRun) -> str:
     if run.is_unfinished:
         return f"step {run.steps_done} of {run.steps_planned}"
     return f"{run.steps_planned or run.steps_done} steps"
 
 
-def _sentence(run: Run, values: dict[str, float]) -> str:
+def _sentence(run: ReportedRun, values: dict[str, float]) -> str:
     if not result_steps(run):
         return "No results yet."
     where = "On validation" if result_prefix(run) else f"On the training pairs of step {result_steps(run)[-1]}"
@@ -90,7 +90,7 @@ def _sentence(run: Run, values: dict[str, float]) -> str:
     return f"{where}, {said}{f', {link} {won}' if won else ''}."
 
 
-def _sentence_without_reference(run: Run, values: dict[str, float], where: str, won: str) -> str:
+def _sentence_without_reference(run: ReportedRun, values: dict[str, float], where: str, won: str) -> str:
     prefix = result_prefix(run)
     first, last = run.first(prefix + CHOSEN_LOGP), values.get(CHOSEN_LOGP)
     parts = [won] if won else []

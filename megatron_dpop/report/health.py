@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_dpop.health.monitor import findings
-from megatron_dpop.report.run import Run
+from megatron_dpop.report.run import ReportedRun
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class HealthNote:
     what: str
 
 
-def health_notes(run: Run) -> Sequence[HealthNote]:
+def health_notes(run: ReportedRun) -> Sequence[HealthNote]:
     """In the order in which the rules first held."""
     return [
         HealthNote(found.title, _when(found.first_step, found.last_step), found.what[0].upper() + found.what[1:])

@@ -7,7 +7,7 @@ from megatron_dpop.pages import colour, render_page, write_page
 from megatron_dpop.report.catalogue import Metric, arrange
 from megatron_dpop.report.curves import chart
 from megatron_dpop.report.findings import finding
-from megatron_dpop.report.run import Run, read_runs
+from megatron_dpop.report.run import ReportedRun, read_runs
 from megatron_dpop.report.sections import Section
 from megatron_dpop.report.tables import differences, results, side_by_side, throughput
 
@@ -25,7 +25,7 @@ def write_report(
     write_page(output, render(read_runs(runs), title=title, extra_sections=extra_sections))
 
 
-def render(runs: Sequence[Run], *, title: str | None = None, extra_sections: Sequence[Section] = ()) -> str:
+def render(runs: Sequence[ReportedRun], *, title: str | None = None, extra_sections: Sequence[Section] = ()) -> str:
     main, others = arrange(name for run in runs for name in run.names)
     config = side_by_side(runs, lambda run: run.config)
     return render_page(
@@ -46,11 +46,11 @@ def render(runs: Sequence[Run], *, title: str | None = None, extra_sections: Seq
     )
 
 
-def _drawn(metrics: Sequence[Metric], runs: Sequence[Run]) -> list[dict[str, object]]:
+def _drawn(metrics: Sequence[Metric], runs: Sequence[ReportedRun]) -> list[dict[str, object]]:
     return [chart(metric, runs) for metric in metrics]
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[ReportedRun]) -> str:
     if len(runs) > 4:
         return f"{len(runs)} runs compared"
     return " vs ".join(run.name for run in runs)

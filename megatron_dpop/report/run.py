@@ -14,7 +14,7 @@ from megatron_dpop.config.plain_yaml import read_yaml
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """What a report reads of one run. Every mapping may be empty."""
 
     name: str
@@ -62,19 +62,19 @@ class Run:
         return max(self.metrics) < self.steps_planned and self.steps_done + unlogged < self.steps_planned
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
     """Reads each folder. Raises UserError for one that is no run or has no metrics yet."""
     return [read_run(path, name=name) for path, name in zip(paths, distinct_names(paths), strict=True)]
 
 
-def read_run(path: Path, *, name: str) -> Run:
+def read_run(path: Path, *, name: str) -> ReportedRun:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run's folder (run.dir of its config)")
     notes: list[str] = []
     metrics = _read_metrics(path / "metrics.jsonl", notes)
     config = _read_mapping(path / "config.yaml", read_yaml, notes)
     environment = _read_mapping(path / "environment.json", json.loads, notes)
-    return Run(name, path, config, environment, metrics, tuple(notes))
+    return ReportedRun(name, path, config, environment, metrics, tuple(notes))
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -20,7 +20,7 @@ from dpop_base.metric_names import (
     VALIDATION,
 )
 from megatron_dpop.report.catalogue import describe
-from megatron_dpop.report.run import Run
+from megatron_dpop.report.run import ReportedRun
 from megatron_dpop.report.sections import Row, Table
 from megatron_dpop.report.text import MISSING, number, setting
 
@@ -34,7 +34,7 @@ RATES = (
 )
 
 
-def results(runs: Sequence[Run]) -> Table | None:
+def results(runs: Sequence[ReportedRun]) -> Table | None:
     """Validation before and after; the step's own pairs for runs without validation. None where no run has either."""
     keys = [key for key in RESULTS if any(key in run.names or VALIDATION + key in run.names for run in runs)]
     if not keys:
@@ -60,7 +60,7 @@ def results(runs: Sequence[Run]) -> Table | None:
     return Table([_heading(key) for key in keys], [*starts, *ends], caption=caption)
 
 
-def result_prefix(run: Run) -> str:
+def result_prefix(run: ReportedRun) -> str:
     """Which values speak for a run: validation, unless all of it was before the training that there is."""
     validated = _steps_with(run, VALIDATION)
     if not validated:
@@ -69,25 +69,25 @@ def result_prefix(run: Run) -> str:
     return "" if validated[-1] == 0 and len(trained) > 1 else VALIDATION
 
 
-def result_steps(run: Run) -> list[int]:
+def result_steps(run: ReportedRun) -> list[int]:
     """The steps at which those values were measured."""
     return _steps_with(run, result_prefix(run))
 
 
-def _steps_with(run: Run, prefix: str) -> list[int]:
+def _steps_with(run: ReportedRun, prefix: str) -> list[int]:
     keys = {prefix + key for key in (*RESULTS, LOSS)}
     return [step for step, values in run.metrics.items() if keys & values.keys()]
 
 
-def _has_start(run: Run) -> bool:
+def _has_start(run: ReportedRun) -> bool:
     return result_steps(run)[:1] == [0]
 
 
-def _row_label(runs: Sequence[Run], run: Run, at: int) -> str:
+def _row_label(runs: Sequence[ReportedRun], run: ReportedRun, at: int) -> str:
     return f"{run.name}, {_when(run, at)}" if len(runs) > 1 else _when(run, at)
 
 
-def _when(run: Run, at: int) -> str:
+def _when(run: ReportedRun, at: int) -> str:
     steps = result_steps(run)
     if not steps:
         return "no results"
@@ -96,7 +96,7 @@ def _when(run: Run, at: int) -> str:
     return "before training" if steps[at] == 0 else f"after {steps[at]} steps"
 
 
-def _result_cells(run: Run, keys: Sequence[str], *, at: int) -> list[str]:
+def _result_cells(run: ReportedRun, keys: Sequence[str], *, at: int) -> list[str]:
     steps = result_steps(run)
     values = run.metrics[steps[at]] if steps else {}
     prefix = result_prefix(run)
@@ -112,7 +112,7 @@ def _heading(key: str) -> str:
     return f"{name}, {metric.unit}" if metric.unit else name
 
 
-def throughput(runs: Sequence[Run]) -> Table | None:
+def throughput(runs: Sequence[ReportedRun]) -> Table | None:
     """Medians over the steps after each run's first, which pays for starting up."""
     keys = [key for key in RATES if any(key in run.names for run in runs)]
     has_memory = any(PEAK_MEMORY in run.names for run in runs)
@@ -129,12 +129,12 @@ def throughput(runs: Sequence[Run]) -> Table | None:
     return Table(columns, rows, caption="Medians over the steps after the first, which pays for starting up.")
 
 
-def _median(run: Run, key: str) -> float | None:
+def _median(run: ReportedRun, key: str) -> float | None:
     values = [value for _, value in run.series(key)]
     return statistics.median(values[1:] or values) if values else None
 
 
-def side_by_side(runs: Sequence[Run], values_of: Callable[[Run], Mapping[str, Any]]) -> Table:
+def side_by_side(runs: Sequence[ReportedRun], values_of: Callable[[ReportedRun], Mapping[str, Any]]) -> Table:
     """Flat mappings in columns, one a run; a row is marked where the runs' values differ."""
     mappings = [values_of(run) for run in runs]
     rows = []

@@ -10,7 +10,7 @@ from torch import Tensor
 from gpu_checks.finding import Finding, attempted, within
 from megatron_dpop.logprobs.vocab_parallel import vocab_parallel_linear_logprobs
 
-Run = Callable[[torch.dtype, bool], Sequence[Tensor]]  # (dtype, the device's kernels) -> results and gradients
+Computation = Callable[[torch.dtype, bool], Sequence[Tensor]]  # (dtype, the device's kernels) -> results and gradients
 
 WRONG = "a kernel that computes something else: set kernels.fused: false and kernels.attention: flash, and report it"
 # Heads, key/value heads, head size, window, tokens of padding.
@@ -33,7 +33,7 @@ def check(device: torch.device) -> Iterator[Finding]:
     yield from attempted("exact", "segment sums", lambda: _segments(device))
 
 
-def _compared(what: str, run: Run, limit: float, *, gradients: float | None = None) -> Iterator[Finding]:
+def _compared(what: str, run: Computation, limit: float, *, gradients: float | None = None) -> Iterator[Finding]:
     found, again = run(torch.bfloat16, True), run(torch.bfloat16, True)
     wanted = run(torch.float64, False)
     errors = [_error(one, other) for one, other in zip(found, wanted, strict=True)]
@@ -56,7 +56,7 @@ def _leaves(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 def _attention(
     device: torch.device, heads: int, kv_heads: int, head_dim: int, window: int | None, padding: int, kernel: str
-) -> Run:
+) -> Computation:
     from megatron_dpop.models.attention import attend_blocks
     from megatron_dpop.models.gathered import rotate_and_gather
     from megatron_dpop.models.layout import Rotation
@@ -96,7 +96,7 @@ def _attention(
     return run
 
 
-def _gate(device: torch.device) -> Run:
+def _gate(device: torch.device) -> Computation:
     from megatron_dpop.models.gate import _FusedGatedSilu, _GatedSilu
 
     given, upstream = torch.randn(300, 1, 5000, device=device), torch.randn(300, 1, 2500, device=device)
@@ -111,7 +111,7 @@ def _gate(device: torch.device) -> Run:
     return run
 
 
-def _logprobs(device: torch.device) -> Run:
+def _logprobs(device: torch.device) -> Computation:
     scores, hidden, vocabulary = (5000, 2048, 32000) if device.type == "cuda" else (70, 64, 1000)
     states = torch.randn(scores, hidden, device=device)
     weight = 0.05 * torch.randn(vocabulary + 48, hidden, device=device)

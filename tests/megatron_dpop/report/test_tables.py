@@ -3,18 +3,18 @@
 from pathlib import Path
 
 from megatron_dpop.report.findings import finding
-from megatron_dpop.report.run import Run, read_run
+from megatron_dpop.report.run import ReportedRun, read_run
 from megatron_dpop.report.tables import differences, results, side_by_side, throughput
 from tests.megatron_dpop.report.runs import metrics, write_run
 
 MINUS = "\N{MINUS SIGN}"
 
 
-def _run(folder: Path, **options) -> Run:
+def _run(folder: Path, **options) -> ReportedRun:
     return read_run(write_run(folder, **options), name=folder.name)
 
 
-def _pair(tmp_path: Path) -> list[Run]:
+def _pair(tmp_path: Path) -> list[ReportedRun]:
     return [_run(tmp_path / "dpo", loss="dpo", end=-6.1), _run(tmp_path / "dpop", end=1.8)]
 
 
