@@ -15,7 +15,7 @@ from checkpoint_convert.rules.families import RECOMPUTED, RULES
 from checkpoint_convert.rules.rule import TensorRecipe, from_megatron, to_megatron
 from checkpoint_convert.tensors.archive import write_tensor_archive
 from checkpoint_convert.tensors.huggingface import HuggingFaceSource
-from checkpoint_convert.tensors.source import FileState, Source, TensorInfo
+from checkpoint_convert.tensors.source import FileState, TensorInfo, TensorSource
 from checkpoint_convert.tensors.stretches import same_elements
 from checkpoint_convert.tensors.torch_dist_write import (
     StoredChunk,
@@ -69,7 +69,7 @@ def hf_to_megatron(
 
 
 def write_megatron(
-    source: Source,
+    source: TensorSource,
     a: Architecture,
     target: Path,
     *,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from checkpoint_convert.frequencies import frequencies
-from checkpoint_convert.tensors.source import Source
+from checkpoint_convert.tensors.source import TensorSource
 from checkpoint_convert.tensors.torch_dtypes import TORCH
 from dpop_base.architectures.architecture import Architecture
 
@@ -32,7 +32,9 @@ def needed_length(a: Architecture) -> int:
     return min(beyond + NUM_TOKENS, max(NUM_TOKENS, a.max_position_embeddings))
 
 
-def forward(source: Source, a: Architecture, tokens: Tensor, *, megatron: bool, keep: int | None = None) -> Tensor:
+def forward(
+    source: TensorSource, a: Architecture, tokens: Tensor, *, megatron: bool, keep: int | None = None
+) -> Tensor:
     """
     fp32 [tokens, vocab] logits of int64 [tokens], from a source with Megatron's names or with the family's; of the last
     `keep` tokens alone where that is given.
@@ -73,7 +75,7 @@ def _added(x: Tensor, half: Tensor, read: "_Layer", number: int, a: Architecture
 
 
 class _Weights:
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: TensorSource) -> None:
         self._source = source
 
     def __call__(self, name: str) -> Tensor:

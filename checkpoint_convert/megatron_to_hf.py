@@ -19,7 +19,7 @@ from checkpoint_convert.saved_arguments import check_arguments
 from checkpoint_convert.tensors.huggingface import HuggingFaceSource
 from checkpoint_convert.tensors.renamed import Renamed
 from checkpoint_convert.tensors.safetensors_file import safetensors_header
-from checkpoint_convert.tensors.source import FileState, Source, TensorInfo
+from checkpoint_convert.tensors.source import FileState, TensorInfo, TensorSource
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
 from checkpoint_convert.tensors.unpadded import Unpadded
 from dpop_base.architectures.architecture import Architecture
@@ -80,7 +80,7 @@ def megatron_to_hf(
 
 def open_megatron(
     folder: Path, a: Architecture, *, base: Path | None = None, adapted_dtype: str | None = None
-) -> Source:
+) -> TensorSource:
     """
     The model's tensors in a torch_dist folder, at their true sizes. Where the folder holds LoRA adapters, they are
     those of `base` (None: of the model that was trained from) with the adapters added, in `adapted_dtype` (None: as
@@ -110,7 +110,7 @@ def open_megatron(
 
 def _merge(
     folder: Path, source: TorchDistSource, a: Architecture, base: Path | None, adapted_dtype: str | None
-) -> Source:
+) -> TensorSource:
     from checkpoint_convert.tensors.merged import Merged  # computes: imports PyTorch
 
     lora = read_lora(folder, source)
@@ -129,7 +129,7 @@ def _merge(
     )
 
 
-def _open_base(base: Path, a: Architecture) -> Source:
+def _open_base(base: Path, a: Architecture) -> TensorSource:
     """A checkpoint of either kind under Megatron's names."""
     if checkpoint_kind(base) == "megatron":
         return open_megatron(iteration_folder(base), a)

@@ -9,7 +9,7 @@ from typing import Any
 
 from checkpoint_convert.lora import ADAPTER_CONFIG
 from checkpoint_convert.rules.adapters import PEFT
-from checkpoint_convert.tensors.source import Source
+from checkpoint_convert.tensors.source import TensorSource
 from dpop_base.errors import UserError
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -56,7 +56,7 @@ class Adapted:
     magnitude: str | None = None
 
 
-def match_adapter(folder: Path, adapter: Source, base: Source) -> tuple[dict[str, Adapted], dict[str, str]]:
+def match_adapter(folder: Path, adapter: TensorSource, base: TensorSource) -> tuple[dict[str, Adapted], dict[str, str]]:
     """
     The weights of `base` (the family's names) that the adapter of `folder` adds to, and those that it replaces, by
     their names there. Raises UserError for what cannot be honoured.
@@ -97,7 +97,7 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _match(
-    folder: Path, config: dict[str, Any], adapter: Source, base: Source
+    folder: Path, config: dict[str, Any], adapter: TensorSource, base: TensorSource
 ) -> tuple[dict[str, Adapted], dict[str, str]]:
     parts: dict[str, dict[str, str]] = {}
     replaced: dict[str, str] = {}
@@ -124,7 +124,7 @@ def _match(
 
 
 def _adapted(
-    folder: Path, config: dict[str, Any], module: str, names: dict[str, str], adapter: Source, base: Source
+    folder: Path, config: dict[str, Any], module: str, names: dict[str, str], adapter: TensorSource, base: TensorSource
 ) -> Adapted:
     if not {"lora_A", "lora_B"} <= set(names) or f"{module}.weight" not in base.tensors:
         raise UserError(

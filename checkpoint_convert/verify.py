@@ -15,7 +15,7 @@ from checkpoint_convert.rules.rule import from_megatron
 from checkpoint_convert.tensors.compare import Difference, difference
 from checkpoint_convert.tensors.huggingface import HuggingFaceSource
 from checkpoint_convert.tensors.renamed import Renamed
-from checkpoint_convert.tensors.source import Source, TensorInfo
+from checkpoint_convert.tensors.source import TensorInfo, TensorSource
 from checkpoint_convert.transformers_logits import Logits, transformers_logits
 from dpop_base.architectures.architecture import Architecture
 from dpop_base.architectures.read import read_architecture
@@ -75,7 +75,7 @@ def verify(
     return report
 
 
-def _compare(one: Source, two: Source, *, progress: bool) -> Comparison:
+def _compare(one: TensorSource, two: TensorSource, *, progress: bool) -> Comparison:
     report = Comparison(num_tensors=len(one.tensors))
     total = sum(info.num_bytes for info in one.tensors.values())
     with byte_progress("comparing", total, show=progress) as advance:
@@ -110,7 +110,7 @@ def compare_logits(first: Path, second: Path, num_tokens: int | None) -> Logits:
     return replace(found, why_not="neither checkpoint is a Hugging Face folder")
 
 
-def open_checkpoint(folder: Path) -> Source:
+def open_checkpoint(folder: Path) -> TensorSource:
     """A checkpoint of either kind as exactly its architecture's Hugging Face tensors. Raises UserError."""
     source, a = open_native(folder)
     recipes = from_megatron(RULES[a.family], a)
@@ -120,7 +120,7 @@ def open_checkpoint(folder: Path) -> Source:
     return source
 
 
-def open_native(folder: Path) -> tuple[Source, Architecture]:
+def open_native(folder: Path) -> tuple[TensorSource, Architecture]:
     """A checkpoint of either kind, checked to be whole, under its own names. Raises UserError."""
     a = read_architecture(assets_folder(folder))
     if checkpoint_kind(folder) == "megatron":
@@ -134,7 +134,7 @@ def open_native(folder: Path) -> tuple[Source, Architecture]:
     return source, a
 
 
-def _check_same_names(first: Path, one: Source, second: Path, two: Source) -> None:
+def _check_same_names(first: Path, one: TensorSource, second: Path, two: TensorSource) -> None:
     for here, there, a, b in ((first, second, one, two), (second, first, two, one)):
         if only := sorted(set(a.tensors) - set(b.tensors)):
             raise UserError(f"{here}: has {only[0]} and {len(only) - 1} more that {there} has not; compare one model")

@@ -13,7 +13,7 @@ from checkpoint_convert.conversion.manifest import write_manifest
 from checkpoint_convert.conversion.plan import OutputFile
 from checkpoint_convert.conversion.run import Begin, Executor, WritePiece, checksums
 from checkpoint_convert.manifest import MANIFEST, check_small_files, read_manifest
-from checkpoint_convert.tensors.source import FileState, Source, check_unchanged
+from checkpoint_convert.tensors.source import FileState, TensorSource, check_unchanged
 from dpop_base.checksums import seal
 from dpop_base.errors import UserError
 from dpop_base.files import write_json
@@ -27,7 +27,7 @@ class Conversion:
     """One conversion, planned. File names in `files` are relative to `target`."""
 
     command: str
-    source: Source
+    source: TensorSource
     states: list[FileState]  # of every file the result depends on
     target: Path
     files: list[OutputFile]

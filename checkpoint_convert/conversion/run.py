@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 from checkpoint_convert.conversion.journal import Journal, WrittenFile, WrittenPiece
 from checkpoint_convert.conversion.plan import OutputFile, Piece
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
-from checkpoint_convert.tensors.source import FileState, Source, check_unchanged
+from checkpoint_convert.tensors.source import FileState, TensorSource, check_unchanged
 from dpop_base.checksums import crc32
 from dpop_base.errors import UserError
 from dpop_base.files import begin_writeback, sync
@@ -42,7 +42,7 @@ class Executor:
 
     def __init__(
         self,
-        source: Source,
+        source: TensorSource,
         states: list[FileState],
         folder: Path,
         *,
@@ -109,7 +109,7 @@ class Executor:
 class _Assembler:
     """Makes pieces of a source's rows, from any thread."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: TensorSource) -> None:
         self._source = source
         self._memory = local()
 
@@ -152,7 +152,7 @@ class _Assembler:
         return memoryview(held)[:num_bytes]
 
 
-def checksums(source: Source, pieces: list[Piece], workers: int) -> dict[tuple[str, int], int]:
+def checksums(source: TensorSource, pieces: list[Piece], workers: int) -> dict[tuple[str, int], int]:
     """The CRC-32 of each piece's elements, by tensor and first row: what a conversion would write, without writing."""
     assembler = _Assembler(source)
     with ThreadPoolExecutor(max(1, workers)) as pool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from checkpoint_convert.tensors.source import Source
+from checkpoint_convert.tensors.source import TensorSource
 from checkpoint_convert.tensors.stretches import stretches
 from checkpoint_convert.tensors.torch_dtypes import TORCH
 
@@ -19,7 +19,7 @@ class Difference:
     num_different: int
 
 
-def difference(source: Source, name: str, other_source: Source, other: str) -> Difference:
+def difference(source: TensorSource, name: str, other_source: TensorSource, other: str) -> Difference:
     """Two tensors of one shape, in fp32. NaN equals NaN of the same bits only."""
     a_info, b_info = source.tensors[name], other_source.tensors[other]
     assert a_info.shape == b_info.shape, (name, other)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from checkpoint_convert.rules.adapters import adapter_names
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
-from checkpoint_convert.tensors.source import Source, TensorInfo
+from checkpoint_convert.tensors.source import TensorInfo, TensorSource
 from checkpoint_convert.tensors.torch_dtypes import TORCH, write_elements
 
 STRETCH_BYTES = 4 << 20  # of fp32 rows: what merging holds beyond the rows themselves
@@ -24,8 +24,8 @@ class Merged:
 
     def __init__(
         self,
-        base: Source,
-        adapters: Source,
+        base: TensorSource,
+        adapters: TensorSource,
         *,
         scale: float,
         scale_file: Path,  # that `scale` was read from
@@ -71,7 +71,7 @@ class Merged:
             yield start, count, out[start * info.row_bytes : (start + count) * info.row_bytes]
 
 
-def _read(source: Source, name: str, first: int, rows: int) -> Tensor:
+def _read(source: TensorSource, name: str, first: int, rows: int) -> Tensor:
     """fp32 [rows, columns]."""
     info = source.tensors[name]
     data = bytearray(rows * info.row_bytes)

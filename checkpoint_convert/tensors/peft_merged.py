@@ -8,7 +8,7 @@ from torch import Tensor
 
 from checkpoint_convert.peft_folder import Adapted
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
-from checkpoint_convert.tensors.source import Source, TensorInfo
+from checkpoint_convert.tensors.source import TensorInfo, TensorSource
 from checkpoint_convert.tensors.torch_dtypes import TORCH, write_elements
 
 STRETCH_BYTES = 4 << 20  # of fp32 rows: what merging holds beyond the rows themselves
@@ -23,8 +23,8 @@ class PeftMerged:
 
     def __init__(
         self,
-        base: Source,
-        adapter: Source,
+        base: TensorSource,
+        adapter: TensorSource,
         *,
         adapted: dict[str, Adapted],
         replaced: dict[str, str],
@@ -75,7 +75,7 @@ class PeftMerged:
         return _read(self._adapter, name, 0, self._adapter.tensors[name].shape[0])
 
 
-def _read(source: Source, name: str, first: int, rows: int) -> Tensor:
+def _read(source: TensorSource, name: str, first: int, rows: int) -> Tensor:
     """fp32 [rows, ...]."""
     info = source.tensors[name]
     data = bytearray(rows * info.row_bytes)

@@ -6,13 +6,13 @@ from pathlib import Path
 from checkpoint_convert.rules.rule import TensorRecipe
 from checkpoint_convert.rules.segments import slice_segments
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
-from checkpoint_convert.tensors.source import Source, TensorInfo
+from checkpoint_convert.tensors.source import TensorInfo, TensorSource
 
 
 class Renamed:
     """The tensors that `recipes` make of `source`."""
 
-    def __init__(self, source: Source, recipes: list[TensorRecipe]) -> None:
+    def __init__(self, source: TensorSource, recipes: list[TensorRecipe]) -> None:
         self._source = source
         self._recipes = {recipe.name: recipe for recipe in recipes}
         self.tensors = {

@@ -27,7 +27,7 @@ class TensorInfo:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """A checkpoint as named tensors."""
 
     tensors: dict[str, TensorInfo]

@@ -17,7 +17,7 @@ from .templates import PromptFormat
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     path: str | Path  # a file, a pattern, a folder, or a dataset's name on the hub
     weight: float = 1.0  # how often each example occurs in one pass over the data
     name: str | None = None  # for the source's own metrics; the file's stem if None
@@ -32,7 +32,7 @@ class Source:
 
 
 def load_dataset(
-    sources: Sequence[Source],
+    sources: Sequence[DataSource],
     tokenizer_folder: Path,
     *,
     max_tokens: int,
@@ -97,7 +97,7 @@ def load_dataset(
     return TokenizedDataset(loaded, order, has_single_labels=kind == "single")
 
 
-def source_names(sources: Sequence[Source]) -> list[str]:
+def source_names(sources: Sequence[DataSource]) -> list[str]:
     """A name each: the given one or the file's stem, with the folder or split beside it where stems repeat."""
     stems = [source.name or source.location.stem for source in sources]
     names = []

@@ -14,7 +14,7 @@ from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tok
 from megatron_dpop.config.precision import check_precision
 from megatron_dpop.config.schema import DataConfig, SourceConfig
 from megatron_dpop.data.examples import TokenizedDataset
-from megatron_dpop.data.load import Source, load_dataset
+from megatron_dpop.data.load import DataSource, load_dataset
 from megatron_dpop.data.templates import PromptFormat
 from megatron_dpop.losses.registry import Loss, build_loss
 from megatron_dpop.plan.fits import check_memory
@@ -129,7 +129,7 @@ def read_data(
     config: Config, sources: Sequence[SourceConfig], loss: Loss, tokenizer: Path, *, progress: bool
 ) -> TokenizedDataset:
     dataset = load_dataset(
-        [Source(**asdict(source)) for source in sources],
+        [DataSource(**asdict(source)) for source in sources],
         tokenizer,
         max_tokens=config.data.max_tokens,
         chat_template=prompt_format(config.data),

@@ -82,14 +82,14 @@ def write_pairs(path: Path, texts: list[dict[str, Any]], count: int) -> None:
 
 
 def measure(options: argparse.Namespace, source: Path, count: int, cache: Path) -> Measurement:
-    from megatron_dpop.data.load import Source, load_dataset
+    from megatron_dpop.data.load import DataSource, load_dataset
     from megatron_dpop.engine.batches import dataset_shapes
     from megatron_dpop.rows.row import build_row
     from megatron_dpop.rows.schedule import plan_rows, step_examples
 
     def load() -> Any:
         return load_dataset(
-            [Source(source, weight=1.0, name=None)],
+            [DataSource(source, weight=1.0, name=None)],
             options.model,
             max_tokens=1024,
             cache=cache,

@@ -46,11 +46,11 @@ def by_transformers(folder: Path, pairs: Path) -> list[tuple[np.ndarray, ...]]:
     """(chosen, rejected) of each pair, one sequence at a time."""
     from transformers import AutoModelForCausalLM
 
-    from megatron_dpop.data.load import Source, load_dataset
+    from megatron_dpop.data.load import DataSource, load_dataset
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     result = []
-    for example in load_dataset([Source(pairs)], folder, max_tokens=64, progress=False, workers=1):
+    for example in load_dataset([DataSource(pairs)], folder, max_tokens=64, progress=False, workers=1):
         sides = []
         for completion in example.completions:
             whole = torch.from_numpy(np.concatenate((example.prompt, completion)).astype(np.int64))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dpop_base.errors import UserError
 from megatron_dpop.commands.main import run
-from megatron_dpop.data.load import Source, load_dataset
+from megatron_dpop.data.load import DataSource, load_dataset
 from megatron_dpop.data.read_rows import read_rows
 
 GOOD = {"prompt": "Q", "chosen": "a", "rejected": "b"}
@@ -46,7 +46,7 @@ def test_broken_files(tmp_path: Path, sentencepiece_bare: Path, name: str) -> No
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        load_dataset([Source(path)], sentencepiece_bare, max_tokens=64, chat_template="none", progress=False)
+        load_dataset([DataSource(path)], sentencepiece_bare, max_tokens=64, chat_template="none", progress=False)
     line = str(caught.value)
     assert line.startswith(str(path))
     assert "\n" not in line
@@ -106,7 +106,7 @@ def test_huge_string_is_only_too_long(tmp_path: Path, sentencepiece_bare: Path) 
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({**GOOD, "chosen": "the apples " * 200_000}) + "\n")
     with pytest.raises(UserError, match=r"line 1: \d+ tokens .* more than data.max_tokens 64"):
-        load_dataset([Source(path)], sentencepiece_bare, max_tokens=64, chat_template="none", progress=False)
+        load_dataset([DataSource(path)], sentencepiece_bare, max_tokens=64, chat_template="none", progress=False)
 
 
 def test_commands_exit_2_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +166,7 @@ def test_any_row_is_tokens_or_one_line(
     template = data.draw(
         st.sampled_from(["none", "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"])
     )
-    source, told = [Source(path)], None
+    source, told = [DataSource(path)], None
     options: dict[str, Any] = {"max_tokens": 64, "too_long": "drop", "workers": 1, "progress": False}
     try:
         dataset = load_dataset(source, sentencepiece_bare, chat_template=template, kind=kind, **options)

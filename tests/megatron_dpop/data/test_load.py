@@ -12,7 +12,7 @@ import pytest
 
 from dpop_base.errors import UserError
 from megatron_dpop.data.examples import TokenizedDataset
-from megatron_dpop.data.load import Source, load_dataset, source_names
+from megatron_dpop.data.load import DataSource, load_dataset, source_names
 
 
 def rows(count: int, start: int = 0) -> list[dict[str, str]]:
@@ -39,7 +39,7 @@ def write(path: Path, content: list[dict[str, Any]]) -> Path:
 
 def load(path: Path, folder: Path, **options: Any) -> TokenizedDataset:
     settings = {"max_tokens": 512, "progress": False, "workers": 1, **options}
-    return load_dataset([Source(path)], folder, **settings)
+    return load_dataset([DataSource(path)], folder, **settings)
 
 
 def tokens(dataset: TokenizedDataset) -> list[tuple]:
@@ -140,7 +140,7 @@ def test_several_processes_give_the_same_dataset(tmp_path: Path, llama: Path) ->
 
 def test_blend_weights_and_source_names(tmp_path: Path, llama: Path) -> None:
     a, b = write(tmp_path / "x" / "train.jsonl", rows(10)), write(tmp_path / "y" / "train.jsonl", rows(8, 50))
-    sources = [Source(a, 2.0), Source(b, 0.5)]
+    sources = [DataSource(a, 2.0), DataSource(b, 0.5)]
     dataset = load_dataset(sources, llama, max_tokens=512, workers=1, progress=False)
     assert dataset.source_names == ("x.train", "y.train")
     assert np.bincount(dataset.source_index).tolist() == [20, 4]
@@ -150,18 +150,18 @@ def test_blend_weights_and_source_names(tmp_path: Path, llama: Path) -> None:
     assert len(dataset.lengths().prompt_tokens) == 24
     again = load_dataset(sources, llama, max_tokens=512, workers=1, progress=False)
     assert again.fingerprint == dataset.fingerprint
-    other = load_dataset([Source(a, 2.0), Source(b)], llama, max_tokens=512, workers=1, progress=False)
+    other = load_dataset([DataSource(a, 2.0), DataSource(b)], llama, max_tokens=512, workers=1, progress=False)
     assert other.fingerprint != dataset.fingerprint
 
 
 def test_source_names_and_weights_are_checked(tmp_path: Path, llama: Path) -> None:
-    assert source_names([Source(Path("p/a.jsonl"), name="mine"), Source(Path("q/b.jsonl"))]) == ["mine", "b"]
+    assert source_names([DataSource(Path("p/a.jsonl"), name="mine"), DataSource(Path("q/b.jsonl"))]) == ["mine", "b"]
     with pytest.raises(UserError, match="two sources are called 'mine'"):
-        source_names([Source(Path("a.jsonl"), name="mine"), Source(Path("b.jsonl"), name="mine")])
+        source_names([DataSource(Path("a.jsonl"), name="mine"), DataSource(Path("b.jsonl"), name="mine")])
     path = write(tmp_path / "a.jsonl", rows(3))
     for weight in (0.0, -1.0, float("nan"), 0.01):
         with pytest.raises(UserError, match="weight"):
-            load_dataset([Source(path, weight)], llama, max_tokens=512, workers=1, progress=False)
+            load_dataset([DataSource(path, weight)], llama, max_tokens=512, workers=1, progress=False)
     with pytest.raises(UserError, match="no source"):
         load_dataset([], llama, max_tokens=512)
 
@@ -195,7 +195,7 @@ def test_single_labels_are_counted_and_one_label_alone_is_warned_of(tmp_path: Pa
         return write(tmp_path / name, content)
 
     def described(*paths: Path) -> list[str]:
-        sources = [Source(path) for path in paths]
+        sources = [DataSource(path) for path in paths]
         return load_dataset(sources, llama, max_tokens=64, kind="single", workers=1, progress=False).describe()
 
     good, bad = labelled("good.jsonl", [True] * 3), labelled("bad.jsonl", [False] * 2)

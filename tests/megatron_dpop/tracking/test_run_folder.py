@@ -8,7 +8,7 @@ import pytest
 
 from dpop_base.errors import UserError
 from megatron_dpop.config.load import config_from_dict
-from megatron_dpop.data.load import Source, load_dataset
+from megatron_dpop.data.load import DataSource, load_dataset
 from megatron_dpop.tracking.run_folder import FREE_TO_CHANGE, FREE_TO_GROW, RunFolder
 from tests.tiny import write_config, write_tokenizer
 
@@ -83,7 +83,7 @@ def test_rows_that_gave_no_example_are_listed(tmp_path: Path) -> None:
     write_tokenizer(tokenizer)
     rows = [{"prompt": "w1", "chosen": "w2", "rejected": "w3"}] * 3 + [{"prompt": "w1", "chosen": "w2"}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = Source(tmp_path / "a.jsonl")
+    source = DataSource(tmp_path / "a.jsonl")
     options = {"max_tokens": 64, "bad_rows": "drop", "bad_rows_limit": 0.5, "workers": 1, "progress": False}
     folder = _folder(tmp_path)
     folder.write_start(world_size=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from megatron_dpop.data.load import Source, load_dataset
+from megatron_dpop.data.load import DataSource, load_dataset
 from megatron_dpop.losses.registry import make_loss
 from megatron_dpop.report.catalogue import METRICS
 from megatron_dpop.training.kl import MismatchedDataset
@@ -83,7 +83,7 @@ def _tree(world: Path, name: str, layout: dict, row_tokens: int) -> dict:
 
 
 def _expected(tree: dict) -> list[dict[str, float]]:
-    files = [Source(Path(path)) for path in tree["data"]["train"]]
+    files = [DataSource(Path(path)) for path in tree["data"]["train"]]
     kind = make_loss(tree["loss"]).kind
     dataset = load_dataset(files, Path(tree["model"]["path"]), max_tokens=64, kind=kind, workers=1, progress=False)
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from megatron_dpop.data.load import Source, load_dataset
+from megatron_dpop.data.load import DataSource, load_dataset
 from megatron_dpop.training.kl import MismatchedDataset
 from tests.tiny import write_pairs, write_tokenizer
 
@@ -18,7 +18,7 @@ def pair_of_datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple:
     long, short = " ".join(f"w{at}" for at in range(25)), "w1 w2"
     lines = [{"prompt": a, "chosen": b, "rejected": b + " w3"} for a, b in ((long, short), (short, long))]
     pairs.write_text(pairs.read_text() + "".join(json.dumps(line) + "\n" for line in lines))
-    dataset = load_dataset([Source(pairs)], folder, max_tokens=64, kind="single", workers=1, progress=False)
+    dataset = load_dataset([DataSource(pairs)], folder, max_tokens=64, kind="single", workers=1, progress=False)
     return dataset, MismatchedDataset(dataset)
 
 
