@@ -16,7 +16,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from gpu_checks.finding import HEADER, Finding, attempted
+from gpu_checks.finding import HEADER, CheckResult, attempted
 
 from megatron_dpop.config.schema import ParallelConfig
 from megatron_dpop.runtime import processes
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(missed > 0)
 
 
-def findings(options: argparse.Namespace) -> Iterator[Finding]:
+def findings(options: argparse.Namespace) -> Iterator[CheckResult]:
     device = processes.initialize(ParallelConfig(), seed=0)
     # Nothing of Megatron-Core may be imported before the device is chosen.
     from gpu_checks import exact, slice, speeds, versions

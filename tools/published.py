@@ -46,7 +46,7 @@ MODELS = {
 
 
 @dataclass(frozen=True)
-class Point:
+class Figure:
     """One line of a published table, all on H100-80GB."""
 
     model: str
@@ -70,31 +70,33 @@ TITAN = "torchtitan"
 AUTOMODEL = "NeMo Automodel"
 
 POINTS = (
-    Point("Llama 2 7B", "pretraining", NEMO, 16934, 8, 128, 4096),
-    Point("Llama 2 13B", "pretraining", NEMO, 8715, 16, 128, 4096, pipeline=4, virtual_pipeline=10),
-    Point("Llama 2 70B", "pretraining", NEMO, 1728, 64, 128, 4096, tensor=4, pipeline=4, virtual_pipeline=20),
-    Point("Llama 3 8B", "pretraining", NEMO, 12273, 8, 128, 8192, context=2),
-    Point("Llama 3 70B", "pretraining", NEMO, 1524, 64, 128, 8192, tensor=4, pipeline=4, context=2, virtual_pipeline=5),
-    Point("Llama 2 7B", "SFT", NEMO, 16891, 8, 32, 4096),
-    Point("Llama 2 13B", "SFT", NEMO, 10176, 8, 32, 4096, pipeline=4, virtual_pipeline=10),
-    Point("Llama 2 70B", "SFT", NEMO, 1816, 16, 32, 4096, tensor=4, pipeline=4, virtual_pipeline=20),
-    Point("Llama 2 7B", "LoRA", NEMO, 24824, 8, 32, 4096),
-    Point("Llama 2 13B", "LoRA", NEMO, 14629, 8, 32, 4096),
-    Point("Llama 2 70B", "LoRA", NEMO, 2621, 8, 32, 4096, tensor=2, pipeline=4, virtual_pipeline=20),
-    Point("Llama 3 8B", "pretraining", BRIDGE, 14451, 8, 128, 8192),
-    Point("Llama 3 70B", "pretraining", BRIDGE, 1602, 64, 128, 8192, tensor=4, pipeline=8, virtual_pipeline=5),
-    Point("Llama 3 70B", "pretraining", BRIDGE_26, 1621, 64, 256, 8192, tensor=4, pipeline=8, virtual_pipeline=5),
-    Point("Llama 3 70B", "SFT", BRIDGE_26, 1638, 32, 32, 4096, tensor=4, pipeline=4, virtual_pipeline=5),
-    Point("Llama 3 70B", "LoRA", BRIDGE_26, 2643, 8, 32, 4096, tensor=2, pipeline=4, virtual_pipeline=20),
-    Point("Llama 3 8B", "pretraining", TITAN, 8532, 8, 8, 8192),
-    Point("Llama 3 8B", "pretraining", TITAN, 6667, 8, 8, 8192, fp8=False),
+    Figure("Llama 2 7B", "pretraining", NEMO, 16934, 8, 128, 4096),
+    Figure("Llama 2 13B", "pretraining", NEMO, 8715, 16, 128, 4096, pipeline=4, virtual_pipeline=10),
+    Figure("Llama 2 70B", "pretraining", NEMO, 1728, 64, 128, 4096, tensor=4, pipeline=4, virtual_pipeline=20),
+    Figure("Llama 3 8B", "pretraining", NEMO, 12273, 8, 128, 8192, context=2),
+    Figure(
+        "Llama 3 70B", "pretraining", NEMO, 1524, 64, 128, 8192, tensor=4, pipeline=4, context=2, virtual_pipeline=5
+    ),
+    Figure("Llama 2 7B", "SFT", NEMO, 16891, 8, 32, 4096),
+    Figure("Llama 2 13B", "SFT", NEMO, 10176, 8, 32, 4096, pipeline=4, virtual_pipeline=10),
+    Figure("Llama 2 70B", "SFT", NEMO, 1816, 16, 32, 4096, tensor=4, pipeline=4, virtual_pipeline=20),
+    Figure("Llama 2 7B", "LoRA", NEMO, 24824, 8, 32, 4096),
+    Figure("Llama 2 13B", "LoRA", NEMO, 14629, 8, 32, 4096),
+    Figure("Llama 2 70B", "LoRA", NEMO, 2621, 8, 32, 4096, tensor=2, pipeline=4, virtual_pipeline=20),
+    Figure("Llama 3 8B", "pretraining", BRIDGE, 14451, 8, 128, 8192),
+    Figure("Llama 3 70B", "pretraining", BRIDGE, 1602, 64, 128, 8192, tensor=4, pipeline=8, virtual_pipeline=5),
+    Figure("Llama 3 70B", "pretraining", BRIDGE_26, 1621, 64, 256, 8192, tensor=4, pipeline=8, virtual_pipeline=5),
+    Figure("Llama 3 70B", "SFT", BRIDGE_26, 1638, 32, 32, 4096, tensor=4, pipeline=4, virtual_pipeline=5),
+    Figure("Llama 3 70B", "LoRA", BRIDGE_26, 2643, 8, 32, 4096, tensor=2, pipeline=4, virtual_pipeline=20),
+    Figure("Llama 3 8B", "pretraining", TITAN, 8532, 8, 8, 8192),
+    Figure("Llama 3 8B", "pretraining", TITAN, 6667, 8, 8, 8192, fp8=False),
     # Its own layout is FSDP, which we do not have: Megatron Bridge's for the same task stands in.
-    Point("Llama 3 70B", "SFT", AUTOMODEL, 867, 32, 32, 4096, fp8=False, tensor=4, pipeline=4, virtual_pipeline=5),
-    Point("Llama 3 8B", "LoRA", AUTOMODEL, 12473, 1, 32, 4096, fp8=False),
+    Figure("Llama 3 70B", "SFT", AUTOMODEL, 867, 32, 32, 4096, fp8=False, tensor=4, pipeline=4, virtual_pipeline=5),
+    Figure("Llama 3 8B", "LoRA", AUTOMODEL, 12473, 1, 32, 4096, fp8=False),
 )
 
 
-def planned(point: Point, assumptions: Assumptions = ASSUMPTIONS) -> float:
+def planned(point: Figure, assumptions: Assumptions = ASSUMPTIONS) -> float:
     """Tokens a second of a GPU, by the plan's arithmetic."""
     cost = ExampleCost(
         tokens=float(point.length), scores=float(point.length), attended=point.length * (point.length + 1) / 2

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from dpop_base.metric_names import SOURCE
 
 
-class Point(NamedTuple):
+class LoggedValue(NamedTuple):
     step: int
     value: float
 
@@ -21,7 +21,7 @@ class History:
         self.settings = settings
         self.line: Mapping[str, float] = {}  # the newest
         self.step = -1  # of the newest line
-        self._series: dict[str, list[Point]] = {}
+        self._series: dict[str, list[LoggedValue]] = {}
         self._scopes = {"": None}  # an ordered set
 
     def add(self, step: int, line: Mapping[str, float]) -> None:
@@ -32,17 +32,17 @@ class History:
             if name.startswith(SOURCE):
                 self._scopes["/".join(name.split("/")[:2]) + "/"] = None
             if math.isfinite(value):
-                self._series.setdefault(name, []).append(Point(step, value))
+                self._series.setdefault(name, []).append(LoggedValue(step, value))
 
-    def series(self, name: str) -> Sequence[Point]:
+    def series(self, name: str) -> Sequence[LoggedValue]:
         return self._series.get(name, ())
 
-    def newest(self, name: str, count: int) -> Sequence[Point]:
+    def newest(self, name: str, count: int) -> Sequence[LoggedValue]:
         """The last `count` points; none where there are fewer."""
         series = self.series(name)
         return series[-count:] if len(series) >= count else ()
 
-    def up_to(self, name: str, step: int, count: int) -> Sequence[Point]:
+    def up_to(self, name: str, step: int, count: int) -> Sequence[LoggedValue]:
         """The last `count` points (or fewer) at or before `step`."""
         return [point for point in self.series(name) if point.step <= step][-count:]
 
@@ -51,9 +51,9 @@ class History:
         return list(self._scopes)
 
 
-def mean(points: Sequence[Point]) -> float:
+def mean(points: Sequence[LoggedValue]) -> float:
     return statistics.fmean(point.value for point in points)
 
 
-def median(points: Sequence[Point]) -> float:
+def median(points: Sequence[LoggedValue]) -> float:
     return statistics.median(point.value for point in points)

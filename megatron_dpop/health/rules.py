@@ -20,7 +20,7 @@ from dpop_base.metric_names import (
     VALIDATION,
 )
 from megatron_dpop.config.schema import RuleName
-from megatron_dpop.health.history import History, Point, mean, median
+from megatron_dpop.health.history import History, LoggedValue, mean, median
 
 FALLEN_NATS = 1.0  # a factor of e in probability
 WON_ACCURACY = 0.6
@@ -135,7 +135,7 @@ def exploding_gradients(history: History) -> str | None:
     )
 
 
-def _alike(history: History) -> Sequence[Point]:
+def _alike(history: History) -> Sequence[LoggedValue]:
     """Gradient norms of lines like the newest: an active DPOP penalty alone makes them a hundred times larger."""
     norms = history.series(GRAD_NORM)[-3 * (EXPLODED_LINES + EXPLODED_MOST_BEFORE) :]
     penalised = {point.step for point in history.series(ACTIVE_FRACTION)[-len(norms) :] if point.value > 0}
@@ -197,7 +197,7 @@ def throughput_drop(history: History) -> str | None:
     return None
 
 
-def _steps(points: Sequence[Point]) -> str:
+def _steps(points: Sequence[LoggedValue]) -> str:
     return f"over steps {points[0].step} to {points[-1].step}"
 
 

@@ -14,12 +14,12 @@ SMOOTHED_FROM = 100  # points; shorter lines are read as they are
 LOG_RATIO = 50.0  # of largest to smallest value
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     step: int
     value: float | None  # None: measured, and not a finite number
 
 
-Points = list[Point]
+Points = list[CurvePoint]
 
 
 def chart(metric: Metric, runs: Sequence[ReportedRun]) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def chart(metric: Metric, runs: Sequence[ReportedRun]) -> dict[str, Any]:
     series = []
     for index, run in enumerate(runs):
         for split, prefix in (("train", ""), ("validation", VALIDATION)):
-            points = [Point(step, finite(value)) for step, value in run.series(prefix + metric.key)]
+            points = [CurvePoint(step, finite(value)) for step, value in run.series(prefix + metric.key)]
             if points:
                 series.append(_series(index, split, points))
     values = [p.value for one in series for p in one["points"] if p.value is not None]
@@ -73,7 +73,7 @@ def running_mean(points: Points, window: int) -> Points:
             left = recent[-window - 1]
             if left is not None:
                 total, count = total - left, count - 1
-        means.append(Point(step, finite(total / count) if count else None))
+        means.append(CurvePoint(step, finite(total / count) if count else None))
     return means
 
 
@@ -92,5 +92,5 @@ def thin(points: Points, most: int) -> Points:
     return sorted(kept, key=lambda point: point.step)
 
 
-def _height(point: Point) -> float:
+def _height(point: CurvePoint) -> float:
     return math.nan if point.value is None else point.value

@@ -14,7 +14,7 @@ SAME_NATS = 0.005  # rounds to 0.00: neither likelier nor less likely
 
 
 @dataclass(frozen=True)
-class Finding:
+class RunFinding:
     """One card at the top of the page."""
 
     name: str
@@ -27,9 +27,9 @@ class Finding:
     notes: Sequence[str]
 
 
-def finding(run: ReportedRun) -> Finding:
+def finding(run: ReportedRun) -> RunFinding:
     values = _final_values(run)
-    return Finding(
+    return RunFinding(
         name=run.name,
         loss=_loss(run),
         progress=_progress(run),

@@ -31,11 +31,11 @@ def test_a_cpu_passes_what_it_can_check(tmp_path: Path) -> None:
 
 def test_what_misses_is_said_and_fails(monkeypatch, capsys) -> None:
     import gpu_check
-    from gpu_checks.finding import Finding, within
+    from gpu_checks.finding import CheckResult, within
 
     missing = within("rates", "a product", 300.0, 475.0, None, unit="TFLOP/s", means="the clock is low")
     monkeypatch.setattr(
-        gpu_check, "findings", lambda _: iter([missing, Finding("versions", "torch", "2.13", "", "ok")])
+        gpu_check, "findings", lambda _: iter([missing, CheckResult("versions", "torch", "2.13", "", "ok")])
     )
     assert gpu_check.main([]) == 1
     out = capsys.readouterr().out

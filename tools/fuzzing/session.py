@@ -18,7 +18,7 @@ WAIT_SECONDS = 60.0  # until an input that gives no answer is given up
 
 
 @dataclass(frozen=True)
-class Finding:
+class FuzzFinding:
     kind: str
     number: int
     wrong: str
@@ -27,7 +27,7 @@ class Finding:
 
 def try_inputs(
     names: list[str], seed: int, *, first: int, seconds: float | None = None, count: int | None = None
-) -> Iterator[Finding | None]:
+) -> Iterator[FuzzFinding | None]:
     """
     For each input a finding, or None where the answer was good: kinds in turn, each from number `first` on, until the
     time is over or there were `count` of each.
@@ -67,12 +67,12 @@ class _Worker:
         if self._pipe.recv() != "ready":
             raise RuntimeError("the good inputs could not be made")
 
-    def judge(self, name: str, number: int) -> Finding | None:
+    def judge(self, name: str, number: int) -> FuzzFinding | None:
         self._pipe.send((name, number))
         try:
             if self._pipe.poll(WAIT_SECONDS):
                 wrong, detail = self._pipe.recv()
-                return Finding(name, number, wrong, detail) if wrong else None
+                return FuzzFinding(name, number, wrong, detail) if wrong else None
             wrong = f"no answer in {WAIT_SECONDS:.0f} seconds"
         except EOFError:
             wrong = f"ended the process (exit code {self._process.exitcode})"
@@ -80,7 +80,7 @@ class _Worker:
         stack = self._folder / str(self._starts) / STACK
         detail = stack.read_text() if stack.exists() else ""
         self._start()
-        return Finding(name, number, wrong, detail)
+        return FuzzFinding(name, number, wrong, detail)
 
     def end(self) -> None:
         self._process.kill()

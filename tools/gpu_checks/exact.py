@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu_checks.finding import Finding, attempted, within
+from gpu_checks.finding import CheckResult, attempted, within
 from megatron_dpop.logprobs.vocab_parallel import vocab_parallel_linear_logprobs
 
 Computation = Callable[[torch.dtype, bool], Sequence[Tensor]]  # (dtype, the device's kernels) -> results and gradients
@@ -17,7 +17,7 @@ WRONG = "a kernel that computes something else: set kernels.fused: false and ker
 ATTENTION = ((64, 8, 128, None, 37), (32, 32, 128, None, 0), (28, 4, 128, 64, 64), (9, 3, 64, None, 5))
 
 
-def check(device: torch.device) -> Iterator[Finding]:
+def check(device: torch.device) -> Iterator[CheckResult]:
     torch.manual_seed(0)
     gpu = device.type == "cuda"
     kernels = ("flash", "cudnn") if gpu else ("blocks",)
@@ -33,7 +33,7 @@ def check(device: torch.device) -> Iterator[Finding]:
     yield from attempted("exact", "segment sums", lambda: _segments(device))
 
 
-def _compared(what: str, run: Computation, limit: float, *, gradients: float | None = None) -> Iterator[Finding]:
+def _compared(what: str, run: Computation, limit: float, *, gradients: float | None = None) -> Iterator[CheckResult]:
     found, again = run(torch.bfloat16, True), run(torch.bfloat16, True)
     wanted = run(torch.float64, False)
     errors = [_error(one, other) for one, other in zip(found, wanted, strict=True)]
@@ -42,7 +42,7 @@ def _compared(what: str, run: Computation, limit: float, *, gradients: float | N
     yield within("exact", f"{what}: gradients", worst, None, gradients or limit, unit="", means=WRONG)
     same = all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
     # FlashAttention adds its gradients of queries in an order of the moment.
-    yield Finding("exact", f"{what}: same bits again", "yes" if same else "no", "", "-")
+    yield CheckResult("exact", f"{what}: same bits again", "yes" if same else "no", "", "-")
 
 
 def _error(found: Tensor, wanted: Tensor) -> float:
@@ -133,7 +133,7 @@ def _logprobs(device: torch.device) -> Computation:
     return run
 
 
-def _segments(device: torch.device) -> Iterator[Finding]:
+def _segments(device: torch.device) -> Iterator[CheckResult]:
     lengths = torch.tensor([3, 0, 5, 2], device=device)
     values = torch.randn(10, device=device, requires_grad=True)
     sums = torch.segment_reduce(values, "sum", lengths=lengths, axis=0, unsafe=True)

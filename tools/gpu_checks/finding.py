@@ -8,7 +8,7 @@ Verdict = Literal["ok", "MISS", "-"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What was found, what was expected, and what it usually means where they differ."""
 
     part: str
@@ -28,21 +28,21 @@ HEADER = "| part | what | found | expected | | if it misses |\n| --- | --- | ---
 
 def within(
     part: str, what: str, value: float, low: float | None, high: float | None, *, unit: str, means: str
-) -> Finding:
+) -> CheckResult:
     """A number in a range; a bound that is None is none."""
     ok = (low is None or value >= low) and (high is None or value <= high)
     bounds = f"{low:.3g} to {high:.3g}" if low is not None and high is not None else ""
     bounds = bounds or (f"at least {low:.3g}" if low is not None else f"at most {high:.3g}" if high is not None else "")
     verdict: Verdict = "-" if low is None and high is None else "ok" if ok else "MISS"
-    return Finding(part, what, f"{value:.3g} {unit}".strip(), bounds, verdict, means)
+    return CheckResult(part, what, f"{value:.3g} {unit}".strip(), bounds, verdict, means)
 
 
-def attempted(part: str, what: str, work: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+def attempted(part: str, what: str, work: Callable[[], Iterable[CheckResult]]) -> Iterator[CheckResult]:
     """The work's findings; an exception is one of them, and the check goes on."""
     try:
         yield from work()
     except Exception as error:
         text = (str(error).strip() or repr(error)).splitlines()[0][:160].replace("|", "/")
-        yield Finding(
+        yield CheckResult(
             part, what, f"{type(error).__name__}: {text}", "runs", "MISS", "a broken or unfitting installation"
         )

@@ -14,7 +14,7 @@ import torch
 from benchmarks.made_up_pairs import KINDS, MadeUpPairs
 
 from dpop_base.architectures import read_architecture
-from gpu_checks.finding import Finding, within
+from gpu_checks.finding import CheckResult, within
 from megatron_dpop.config.load import config_from_dict
 from megatron_dpop.plan.flops import training_flops
 from megatron_dpop.plan.hardware import known_device
@@ -46,7 +46,7 @@ KINDS_OF_KERNELS = {
 
 def check(
     device: torch.device, name: str, *, layers: int, vocabulary: int, fp8: str | None, row_tokens: int, rows: int
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     from megatron_dpop.training.metrics import StepMetrics
     from megatron_dpop.training.reruns import Reruns
     from megatron_dpop.training.step import train_step
@@ -65,7 +65,7 @@ def check(
     took = min(times[1:])
     flops = _flops(engine.architecture, data, len(times) - 1)
     what = f"{name}, {layers} layers, {fp8 or 'bf16'}"
-    yield Finding(
+    yield CheckResult(
         "step", f"{what}: loss", f"{found['loss']:.4g}", "finite", "ok" if np.isfinite(found["loss"]) else "MISS"
     )
     peak = known_device(torch.cuda.get_device_name(device)) if gpu else None
@@ -75,7 +75,7 @@ def check(
     yield within("step", what, share, low, None, unit=unit, means=MEANS)
     if gpu:
         memory = torch.cuda.max_memory_allocated() / 2**30
-        yield Finding("step", f"{what}: peak memory", f"{memory:.1f} GiB", "", "-")
+        yield CheckResult("step", f"{what}: peak memory", f"{memory:.1f} GiB", "", "-")
         yield from _kernels(lambda: train_step(engine, data, metrics, Reruns(), len(times)), what)
 
 
@@ -146,7 +146,7 @@ def _flops(architecture: Any, data: Any, step: int) -> float:
     )
 
 
-def _kernels(take_step: Any, what: str) -> Iterator[Finding]:
+def _kernels(take_step: Any, what: str) -> Iterator[CheckResult]:
     """Time on the device by kind, of a step that the profiler makes a little slower."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -169,4 +169,4 @@ def _kernels(take_step: Any, what: str) -> Iterator[Finding]:
     idle = max(0.0, 1 - sum(spent.values()) / took)
     yield within("step", f"{what}: device idle", idle, None, 0.15, unit="of the profiled step", means=MEANS)
     for kind, seconds in spent.most_common():
-        yield Finding("step", f"{what}: {kind}", f"{seconds / took:.1%} in {launches[kind]} launches", "", "-")
+        yield CheckResult("step", f"{what}: {kind}", f"{seconds / took:.1%} in {launches[kind]} launches", "", "-")

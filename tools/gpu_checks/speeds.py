@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gpu_checks.finding import Finding, attempted, within
+from gpu_checks.finding import CheckResult, attempted, within
 from megatron_dpop.plan.hardware import ASSUMPTIONS, Hardware, known_device
 
 SLOW = "another job on the device, a power or heat limit, or clocks set low: see nvidia-smi -q -d PERFORMANCE,CLOCK"
@@ -23,7 +23,7 @@ PRODUCTS = {
 RECIPES = {"tensorwise": "Float8CurrentScaling", "blockwise": "Float8BlockScaling", "delayed": "DelayedScaling"}
 
 
-def check(device: torch.device) -> Iterator[Finding]:
+def check(device: torch.device) -> Iterator[CheckResult]:
     gpu = device.type == "cuda"
     hardware = known_device(torch.cuda.get_device_name(device)) if gpu else None
     for name, shape in PRODUCTS.items() if gpu else (("small", (256, 512, 256)),):
@@ -58,7 +58,7 @@ def _bounds(share: float, peak: float | None) -> tuple[float | None, float | Non
 
 def _product(
     name: str, shape: tuple[int, int, int], device: torch.device, hardware: Hardware | None
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     tokens, outputs, inputs = shape
     left = torch.randn(tokens, inputs, device=device, dtype=torch.bfloat16)
     right = torch.randn(outputs, inputs, device=device, dtype=torch.bfloat16)
@@ -69,7 +69,7 @@ def _product(
     yield within("rates", f"bf16 product, {name} {shape}", rate, low, high, unit="TFLOP/s", means=SLOW)
 
 
-def _copy(device: torch.device, hardware: Hardware | None) -> Iterator[Finding]:
+def _copy(device: torch.device, hardware: Hardware | None) -> Iterator[CheckResult]:
     source = torch.empty(1 << (30 if device.type == "cuda" else 24), device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
     took = seconds(lambda: target.copy_(source), device, for_seconds=0.3 if device.type == "cuda" else 0.1)
@@ -77,7 +77,7 @@ def _copy(device: torch.device, hardware: Hardware | None) -> Iterator[Finding]:
     yield within("rates", "memory, a copy", 2 * source.numel() / took / 1e12, low, high, unit="TB/s", means=SLOW)
 
 
-def _fp8(recipe: str, kind: str, hardware: Hardware | None) -> Iterator[Finding]:
+def _fp8(recipe: str, kind: str, hardware: Hardware | None) -> Iterator[CheckResult]:
     """fc1 of a 72B layer forward and backward, its quantisation included."""
     import transformer_engine.pytorch as te
     from transformer_engine.common import recipe as recipes
@@ -103,7 +103,7 @@ def _fp8(recipe: str, kind: str, hardware: Hardware | None) -> Iterator[Finding]
     yield within("rates", f"FP8 {recipe}, fc1 forward and backward", rate, low, high, unit="TFLOP/s", means=means)
 
 
-def _collectives(hardware: Hardware | None) -> Iterator[Finding]:
+def _collectives(hardware: Hardware | None) -> Iterator[CheckResult]:
     import torch.multiprocessing as processes
 
     ranks = torch.cuda.device_count()

@@ -8,22 +8,22 @@ from functools import partial
 
 import torch
 
-from gpu_checks.finding import Finding, attempted
+from gpu_checks.finding import CheckResult, attempted
 
 PACKAGES = ("torch", "megatron-core", "transformers", "triton")
 
 
-def check(device: torch.device) -> Iterator[Finding]:
+def check(device: torch.device) -> Iterator[CheckResult]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    yield Finding("versions", "device", name, "", "-")
+    yield CheckResult("versions", "device", name, "", "-")
     for package in PACKAGES:
         yield from attempted("versions", package, partial(_version, package))
     if device.type != "cuda":
         return
-    yield Finding("versions", "CUDA, cuDNN", f"{torch.version.cuda}, {torch.backends.cudnn.version()}", "", "-")
+    yield CheckResult("versions", "CUDA, cuDNN", f"{torch.version.cuda}, {torch.backends.cudnn.version()}", "", "-")
     yield from attempted("versions", "Transformer Engine", _transformer_engine)
     bound = os.environ.get("LD_BIND_NOW")
-    yield Finding(
+    yield CheckResult(
         "versions",
         "LD_BIND_NOW",
         bound or "unset",
@@ -33,12 +33,12 @@ def check(device: torch.device) -> Iterator[Finding]:
     )
 
 
-def _version(package: str) -> Iterator[Finding]:
-    yield Finding("versions", package, importlib.metadata.version(package), "", "ok")
+def _version(package: str) -> Iterator[CheckResult]:
+    yield CheckResult("versions", package, importlib.metadata.version(package), "", "ok")
 
 
-def _transformer_engine() -> Iterator[Finding]:
+def _transformer_engine() -> Iterator[CheckResult]:
     import transformer_engine.pytorch
 
     assert importlib.util.find_spec("transformer_engine_torch") or transformer_engine.pytorch
-    yield Finding("versions", "Transformer Engine", importlib.metadata.version("transformer_engine"), "loads", "ok")
+    yield CheckResult("versions", "Transformer Engine", importlib.metadata.version("transformer_engine"), "loads", "ok")

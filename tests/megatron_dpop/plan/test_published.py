@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from published import POINTS, TOLERANCE, Point, planned, table
+from published import POINTS, TOLERANCE, Figure, planned, table
 
 PAGE = Path(__file__).parents[3] / "docs" / "plan.md"
 
 
 @pytest.mark.parametrize("point", POINTS, ids=lambda p: f"{p.model}, {p.task}, {p.source}, {p.gpus} GPUs, {p.fp8=}")
-def test_planned_throughput_is_near_the_published_one(point: Point) -> None:
+def test_planned_throughput_is_near_the_published_one(point: Figure) -> None:
     assert planned(point) == pytest.approx(point.tokens_per_second, rel=TOLERANCE)
 
 

@@ -6,12 +6,12 @@ import random
 import pytest
 
 from megatron_dpop.report.catalogue import arrange, describe
-from megatron_dpop.report.curves import Point, finite, running_mean, spans_magnitudes, thin
+from megatron_dpop.report.curves import CurvePoint, finite, running_mean, spans_magnitudes, thin
 
 
-def _noise(count: int, seed: int = 0) -> list[Point]:
+def _noise(count: int, seed: int = 0) -> list[CurvePoint]:
     noise = random.Random(seed)
-    return [Point(step, None if noise.random() < 0.1 else noise.gauss(0, 1)) for step in range(count)]
+    return [CurvePoint(step, None if noise.random() < 0.1 else noise.gauss(0, 1)) for step in range(count)]
 
 
 @pytest.mark.parametrize("count", [3, 50, 51, 999, 5000])
@@ -28,7 +28,7 @@ def test_thinning_keeps_ends_extremes_and_nothing_invented(count: int) -> None:
 
 
 def test_thinning_a_line_without_any_number_leaves_gaps() -> None:
-    points = [Point(step, None) for step in range(1000)]
+    points = [CurvePoint(step, None) for step in range(1000)]
     assert all(point.value is None for point in thin(points, 50))
 
 
