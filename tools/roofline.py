@@ -49,7 +49,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Row:
+class Operation:
     tokens: int = 8192
     rows: int = 8  # of a step
     keys: float = 150.0  # that a query sees, MetaMath-like pairs
@@ -62,7 +62,7 @@ MODELS = (
 )
 
 
-def operations(model: Model, row: Row, rates: Rates, *, fused: bool, fp8: bool = False) -> dict[str, float]:
+def operations(model: Model, row: Operation, rates: Rates, *, fused: bool, fp8: bool = False) -> dict[str, float]:
     """Seconds of a row, by operation."""
     q, k, h, f, tokens = model.query, model.key, model.hidden, model.ffn, row.tokens
     grouped = model.heads != model.kv_heads
@@ -96,7 +96,7 @@ def operations(model: Model, row: Row, rates: Rates, *, fused: bool, fp8: bool =
     return found
 
 
-def _logprobs(model: Model, row: Row, rates: Rates, *, fused: bool) -> float:
+def _logprobs(model: Model, row: Operation, rates: Rates, *, fused: bool) -> float:
     scores = row.tokens * row.scored
     tile_tokens, tile_vocabulary = (4096, 8192) if fused else (2048, 2048)
     tiles = scores / tile_tokens * model.vocabulary / tile_vocabulary
@@ -112,14 +112,14 @@ def _logprobs(model: Model, row: Row, rates: Rates, *, fused: bool) -> float:
     return tiles * max(forward + backward, 43 * rates.host)
 
 
-def useful_flops(model: Model, row: Row) -> float:
+def useful_flops(model: Model, row: Operation) -> float:
     layers = 6 * model.matrices * row.tokens + 12 * row.keys * row.tokens * model.query
     return model.layers * layers + 6 * row.scored * row.tokens * model.hidden * model.vocabulary
 
 
 def table(rates: Rates) -> str:
     """Milliseconds of a row of 8192 tokens, before and after, and the MFU that they come to."""
-    row = Row()
+    row = Operation()
     columns = [(model, fused, fp8) for model in MODELS for fp8 in (False, True) for fused in (False, True)]
     columns = [column for column in columns if not (column[2] and column[0] is not MODELS[0])]
     found = [operations(model, row, rates, fused=fused, fp8=fp8) for model, fused, fp8 in columns]

@@ -20,7 +20,7 @@ Arguments = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Row:
+class Argument:
     """
     One thing that decides how a model computes. `ours` gives it from an architecture, `theirs` from the arguments, in
     terms that can be compared; `config` is config.json's word for it.
@@ -205,56 +205,58 @@ def _pattern(value: Any, arguments: Arguments, *, nth: int) -> Any:
     return value or None
 
 
-ROWS: tuple[Row, ...] = (
-    Row(("num_layers",), "num_hidden_layers", lambda a: a.num_layers),
-    Row(("hidden_size",), "hidden_size", lambda a: a.hidden_size),
-    Row(("ffn_hidden_size",), "intermediate_size", lambda a: a.ffn_hidden_size),
-    Row(("num_attention_heads",), "num_attention_heads", lambda a: a.num_attention_heads),
-    Row(("num_query_groups",), "num_key_value_heads", lambda a: a.num_key_value_heads, _groups),
-    Row(("kv_channels",), "head_dim", lambda a: a.head_dim, _head_dim),
-    Row(("norm_epsilon", "layernorm_epsilon"), "rms_norm_eps", lambda a: a.norm_epsilon),
-    Row(("vocab_size",), "vocab_size", lambda a: a.vocab_size, agree=_covered),
-    Row(("normalization",), "normalization", _always("RMSNorm")),
-    Row(
+ROWS: tuple[Argument, ...] = (
+    Argument(("num_layers",), "num_hidden_layers", lambda a: a.num_layers),
+    Argument(("hidden_size",), "hidden_size", lambda a: a.hidden_size),
+    Argument(("ffn_hidden_size",), "intermediate_size", lambda a: a.ffn_hidden_size),
+    Argument(("num_attention_heads",), "num_attention_heads", lambda a: a.num_attention_heads),
+    Argument(("num_query_groups",), "num_key_value_heads", lambda a: a.num_key_value_heads, _groups),
+    Argument(("kv_channels",), "head_dim", lambda a: a.head_dim, _head_dim),
+    Argument(("norm_epsilon", "layernorm_epsilon"), "rms_norm_eps", lambda a: a.norm_epsilon),
+    Argument(("vocab_size",), "vocab_size", lambda a: a.vocab_size, agree=_covered),
+    Argument(("normalization",), "normalization", _always("RMSNorm")),
+    Argument(
         ("apply_layernorm_1p", "layernorm_zero_centered_gamma"), "norms of 1 + weight:", lambda a: a.zero_centered_norms
     ),
-    Row(("rotary_base",), "rope_theta", lambda a: a.rope_theta),
-    Row(("rotary_percent",), "partial_rotary_factor", lambda a: a.rotary_percent),
-    Row(("rotary_interleaved",), "interleaved rotary:", lambda a: a.rotary_interleaved),
-    Row(("use_rope_scaling", "rope_scaling", "scale_factor"), "rope scaling", _llama3, _rope_scaling),
-    Row(("rotary_seq_len_interpolation_factor", "seq_len_interpolation_factor"), "linear scaling", _linear, _empty),
-    Row(("position_embedding_type",), "position embedding", lambda a: "yarn" if _yarn(a) else "rope"),
-    Row(
+    Argument(("rotary_base",), "rope_theta", lambda a: a.rope_theta),
+    Argument(("rotary_percent",), "partial_rotary_factor", lambda a: a.rotary_percent),
+    Argument(("rotary_interleaved",), "interleaved rotary:", lambda a: a.rotary_interleaved),
+    Argument(("use_rope_scaling", "rope_scaling", "scale_factor"), "rope scaling", _llama3, _rope_scaling),
+    Argument(
+        ("rotary_seq_len_interpolation_factor", "seq_len_interpolation_factor"), "linear scaling", _linear, _empty
+    ),
+    Argument(("position_embedding_type",), "position embedding", lambda a: "yarn" if _yarn(a) else "rope"),
+    Argument(
         ("yarn_original_max_position_embeddings",),
         "yarn's original length",
         _of_yarn(lambda y: y.original_max_position_embeddings),
         agree=_if_ours,
     ),
-    Row(
+    Argument(
         ("rotary_scaling_factor", "yarn_rotary_scaling_factor"),
         "yarn's factor",
         _of_yarn(lambda y: y.factor),
         agree=_if_ours,
     ),
-    Row(("no_rope_freq",), "layers without rotary", lambda a: a.unrotated_pattern, _every_nth_unrotated),
-    Row(("swiglu",), "hidden_act silu:", lambda a: a.activation == "silu"),
-    Row(("gated_linear_unit",), "a gated feed-forward:", _always(True)),
-    Row(("activation_func",), "hidden_act", lambda a: a.activation, _activation),
-    Row(("add_bias_linear",), "biases of all linears:", _always(False)),
-    Row(("add_qkv_bias",), "biases of q, k and v:", lambda a: a.qkv_bias),
-    Row(("qk_layernorm",), "norms of q and k:", lambda a: a.qk_norm),
-    Row(("qk_l2_norm",), "norms of q and k without weights:", _always(False)),
-    Row(("untie_embeddings_and_output_weights",), "untied embeddings:", lambda a: not a.tied_embeddings),
-    Row(("share_embeddings_and_output_weights",), "tie_word_embeddings", lambda a: a.tied_embeddings),
-    Row(("window_size",), "sliding_window", lambda a: a.sliding_window, _window),
-    Row(("window_attn_skip_freq",), "layers with a window", lambda a: a.window_pattern, _every_nth_full),
-    Row(("softmax_scale",), "attention scale", lambda a: a.attention_scale),
-    Row(("softmax_type",), "softmax", _always("vanilla")),
-    Row(("num_experts", "num_moe_experts"), "experts", _always(None), _empty),
-    Row(("multi_latent_attention",), "multi-latent attention:", _always(False)),
-    Row(("attention_output_gate",), "a gate after attention:", _always(False)),
-    Row(("mtp_num_layers",), "layers of multi-token prediction", _always(None), _empty),
-    Row(("apply_residual_connection_post_layernorm",), "residuals after norms:", _always(False)),
-    Row(("activation_func_clamp_value",), "a clamped feed-forward:", _always(None)),
-    Row(("heterogeneous_layers_config_path",), "layers that differ", _always(None), _empty),
+    Argument(("no_rope_freq",), "layers without rotary", lambda a: a.unrotated_pattern, _every_nth_unrotated),
+    Argument(("swiglu",), "hidden_act silu:", lambda a: a.activation == "silu"),
+    Argument(("gated_linear_unit",), "a gated feed-forward:", _always(True)),
+    Argument(("activation_func",), "hidden_act", lambda a: a.activation, _activation),
+    Argument(("add_bias_linear",), "biases of all linears:", _always(False)),
+    Argument(("add_qkv_bias",), "biases of q, k and v:", lambda a: a.qkv_bias),
+    Argument(("qk_layernorm",), "norms of q and k:", lambda a: a.qk_norm),
+    Argument(("qk_l2_norm",), "norms of q and k without weights:", _always(False)),
+    Argument(("untie_embeddings_and_output_weights",), "untied embeddings:", lambda a: not a.tied_embeddings),
+    Argument(("share_embeddings_and_output_weights",), "tie_word_embeddings", lambda a: a.tied_embeddings),
+    Argument(("window_size",), "sliding_window", lambda a: a.sliding_window, _window),
+    Argument(("window_attn_skip_freq",), "layers with a window", lambda a: a.window_pattern, _every_nth_full),
+    Argument(("softmax_scale",), "attention scale", lambda a: a.attention_scale),
+    Argument(("softmax_type",), "softmax", _always("vanilla")),
+    Argument(("num_experts", "num_moe_experts"), "experts", _always(None), _empty),
+    Argument(("multi_latent_attention",), "multi-latent attention:", _always(False)),
+    Argument(("attention_output_gate",), "a gate after attention:", _always(False)),
+    Argument(("mtp_num_layers",), "layers of multi-token prediction", _always(None), _empty),
+    Argument(("apply_residual_connection_post_layernorm",), "residuals after norms:", _always(False)),
+    Argument(("activation_func_clamp_value",), "a clamped feed-forward:", _always(None)),
+    Argument(("heterogeneous_layers_config_path",), "layers that differ", _always(None), _empty),
 )

@@ -11,7 +11,7 @@ from rich.table import Table as TerminalTable
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_dpop.report.page import write_report
-from megatron_dpop.report.sections import Row, Section, Table
+from megatron_dpop.report.sections import Section, Table, TableRow
 
 ROWS = {
     "accuracy": "validation/rewards/accuracies",
@@ -27,9 +27,9 @@ def summarise(run: Path, base: Path, pairs: Path) -> None:
     dpo, dpop = (_validations(run / name) for name in ("dpo", "dpop"))
     sample = pyarrow.parquet.read_table(pairs / "validation.parquet").slice(0, 1).to_pylist()[0]
     states = (dpop[0], dpo[-1], dpop[-1])
-    rows = [Row(label, [f"{state[name]:.3f}" for state in states]) for label, name in ROWS.items()]
+    rows = [TableRow(label, [f"{state[name]:.3f}" for state in states]) for label, name in ROWS.items()]
     folders = (base, run / "dpo" / "hf", run / "dpop" / "hf")
-    rows.append(Row("a sample answer (nats)", [f"{answer_logp(folder, sample):.2f}" for folder in folders]))
+    rows.append(TableRow("a sample answer (nats)", [f"{answer_logp(folder, sample):.2f}" for folder in folders]))
     corner, columns = "validation pairs", ("before", "after DPO", "after DPOP")
     table = TerminalTable(corner, *columns)
     for row in rows:

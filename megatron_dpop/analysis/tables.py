@@ -4,7 +4,7 @@ from rich.table import Table as TerminalTable
 
 from megatron_dpop.analysis.analyze import Analysis
 from megatron_dpop.analysis.spans import SIDES, SPANS
-from megatron_dpop.report.sections import Row, Table
+from megatron_dpop.report.sections import Table, TableRow
 from megatron_dpop.report.text import MINUS, MISSING, number
 
 HEADINGS = {"chosen": "preferred", "rejected": "dispreferred"}
@@ -22,7 +22,7 @@ def means(analysis: Analysis) -> Table:
     """Mean log-probability a token, by model, side and span."""
     columns = [f"{HEADINGS[side]}, {span}" for side in SIDES for span in SPANS]
     rows = [
-        Row(
+        TableRow(
             model.name,
             [nats(model.sides[side].spans[span].value) for side in SIDES for span in SPANS],
             run=index,
@@ -43,7 +43,7 @@ def differences(analysis: Analysis) -> Table | None:
     for index, model in enumerate(analysis.models[1:], start=1):
         cells = [nats(analysis.minus_reference(model, side, span), signed=True) for side in SIDES for span in SPANS]
         fell = number(model.fell.value if model.fell else None, style="percent")
-        rows.append(Row(model.name, [*cells, fell], run=index))
+        rows.append(TableRow(model.name, [*cells, fell], run=index))
     caption = "A preferred completion fell where its mean after the first differing token is below the reference's."
     return Table(columns, rows, corner="minus reference", caption=caption)
 

@@ -12,13 +12,13 @@ import pyarrow.parquet
 
 from dpop_base.errors import UserError, first_line
 
-Row = tuple[str, dict[str, Any]]
+LocatedRow = tuple[str, dict[str, Any]]
 BATCH_ROWS = 1024
 _BULKY_BYTES = 4096  # a value, on average
 _PAGE_BUFFER_BYTES = 1 << 20  # pages are read one after the other, not a column of a row group at once
 
 
-def read_parquet(path: Path, columns: Container[str] | None) -> Iterator[Row]:
+def read_parquet(path: Path, columns: Container[str] | None) -> Iterator[LocatedRow]:
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=_PAGE_BUFFER_BYTES) as file:
             names = [name for name in file.schema_arrow.names if columns is None or name in columns]
@@ -27,7 +27,7 @@ def read_parquet(path: Path, columns: Container[str] | None) -> Iterator[Row]:
         raise UserError(f"{path}: not a whole parquet file ({first_line(error)}); write it again") from None
 
 
-def read_arrow(path: Path, columns: Container[str] | None) -> Iterator[Row]:
+def read_arrow(path: Path, columns: Container[str] | None) -> Iterator[LocatedRow]:
     try:
         yield from batch_rows(_arrow_batches(path, columns), str(path))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, ValueError) as error:
@@ -107,7 +107,7 @@ def filled_in_arrow(path: Path, columns: Container[str]) -> Counter[str]:
     return +filled
 
 
-def batch_rows(batches: Iterator[pyarrow.RecordBatch], name: str) -> Iterator[Row]:
+def batch_rows(batches: Iterator[pyarrow.RecordBatch], name: str) -> Iterator[LocatedRow]:
     number = 0
     for batch in batches:
         _check_text(batch, number, name)

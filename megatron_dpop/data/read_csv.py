@@ -10,19 +10,19 @@ from dpop_base.errors import UserError, first_line
 
 from .compressed import open_bytes
 
-Row = tuple[str, dict[str, Any]]
+LocatedRow = tuple[str, dict[str, Any]]
 _LONGEST_CELL = 2**31 - 1
 
 
-def read_csv(path: Path) -> Iterator[Row]:
+def read_csv(path: Path) -> Iterator[LocatedRow]:
     return _read(path, None)
 
 
-def read_tsv(path: Path) -> Iterator[Row]:
+def read_tsv(path: Path) -> Iterator[LocatedRow]:
     return _read(path, "\t")
 
 
-def _read(path: Path, delimiter: str | None) -> Iterator[Row]:
+def _read(path: Path, delimiter: str | None) -> Iterator[LocatedRow]:
     csv.field_size_limit(_LONGEST_CELL)
     try:
         with open_bytes(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
@@ -33,7 +33,7 @@ def _read(path: Path, delimiter: str | None) -> Iterator[Row]:
         raise UserError(f"{path}: broken CSV ({first_line(error)})") from None
 
 
-def _rows(file: TextIO, path: Path, delimiter: str | None) -> Iterator[Row]:
+def _rows(file: TextIO, path: Path, delimiter: str | None) -> Iterator[LocatedRow]:
     header_line = file.readline()
     used = delimiter or (";" if ";" in header_line and "," not in header_line else ",")
     header = next(csv.reader(_lines(header_line, file), delimiter=used, skipinitialspace=True), [])

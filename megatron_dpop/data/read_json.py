@@ -12,13 +12,13 @@ from dpop_base.errors import UserError, first_line
 
 from .compressed import file_suffix, open_bytes
 
-Row = tuple[str, dict[str, Any]]
+LocatedRow = tuple[str, dict[str, Any]]
 _CHUNK_BYTES = 1 << 20
 _BLANK = " \t\r\n"
 _WRAPPERS = ("data", "rows", "instances", "examples", "samples", "train")
 
 
-def read_json(path: Path) -> Iterator[Row]:
+def read_json(path: Path) -> Iterator[LocatedRow]:
     """Rows of JSON Lines, of an array of objects, of objects written over several lines, or of {"data": [...]}."""
     with open_bytes(path) as opened:
         file = _utf8(opened)
@@ -51,14 +51,14 @@ def _is_one_a_line(first: bytes, *, is_lines: bool) -> bool:
     return isinstance(value, dict) or (is_lines and not is_array)
 
 
-def _lines(lines: Iterator[bytes], path: Path) -> Iterator[Row]:
+def _lines(lines: Iterator[bytes], path: Path) -> Iterator[LocatedRow]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             where = f"line {number}"
             yield where, _object(_parse(line.removeprefix(codecs.BOM_UTF8), path, where), path, where)
 
 
-def _whole_file_of(rows: Iterator[Row], path: Path) -> Iterator[Row]:
+def _whole_file_of(rows: Iterator[LocatedRow], path: Path) -> Iterator[LocatedRow]:
     """The rows, or those of the list that the only one wraps (`{"data": [...]}`, LMFlow's `{"instances": [...]}`)."""
     first = next(rows, None)
     second = next(rows, None) if first else None
@@ -106,7 +106,7 @@ def _object(value: Any, path: Path, where: str) -> dict[str, Any]:
     return value
 
 
-def _stream(head: bytes, file: BinaryIO, path: Path) -> Iterator[Row]:
+def _stream(head: bytes, file: BinaryIO, path: Path) -> Iterator[LocatedRow]:
     values = _Values(head, file, path)
     if values.peek() == "[":
         yield from _numbered(values.elements(), path)
@@ -114,7 +114,7 @@ def _stream(head: bytes, file: BinaryIO, path: Path) -> Iterator[Row]:
         yield from _whole_file_of(_numbered(values.concatenated(), path), path)
 
 
-def _numbered(values: Iterator[Any], path: Path) -> Iterator[Row]:
+def _numbered(values: Iterator[Any], path: Path) -> Iterator[LocatedRow]:
     for number, value in enumerate(values, 1):
         yield f"row {number}", _object(value, path, f"row {number}")
 

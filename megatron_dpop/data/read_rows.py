@@ -12,10 +12,10 @@ from .read_arrow import filled_in_arrow, filled_in_parquet, read_arrow, read_par
 from .read_csv import read_csv, read_tsv
 from .read_json import read_json
 
-Row = tuple[str, dict[str, Any]]  # ("row 3" or "line 3", counted from 1; columns)
+LocatedRow = tuple[str, dict[str, Any]]  # ("row 3" or "line 3", counted from 1; columns)
 
 
-def read_rows(path: Path, columns: Container[str] | None = None) -> Iterator[Row]:
+def read_rows(path: Path, columns: Container[str] | None = None) -> Iterator[LocatedRow]:
     """Yields (where, row) of a parquet, JSON Lines, JSON, CSV, TSV or Arrow file; UserError names file and row.
 
     `columns`: those that are wanted; a file that is stored by columns is read no further than them.
@@ -40,7 +40,9 @@ def file_type(path: Path) -> str:
     return suffix if suffix in (_TEXT if path.suffix.lower() in COMPRESSIONS else _READERS) else ""
 
 
-def _text(reader: Callable[[Path], Iterator[Row]]) -> Callable[[Path, Container[str] | None], Iterator[Row]]:
+def _text(
+    reader: Callable[[Path], Iterator[LocatedRow]],
+) -> Callable[[Path, Container[str] | None], Iterator[LocatedRow]]:
     """A reader of a file that is stored row by row, which has to be read whole whatever is wanted of it."""
     return lambda path, columns: reader(path)
 

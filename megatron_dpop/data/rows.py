@@ -15,7 +15,7 @@ from dpop_base.errors import UserError, first_line
 
 from .compressed import COMPRESSIONS
 from .read_arrow import BATCH_ROWS, batch_rows, bulky_columns
-from .read_rows import FILE_TYPES, Row, file_type, filled_beside, read_rows
+from .read_rows import FILE_TYPES, LocatedRow, file_type, filled_beside, read_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -55,7 +55,7 @@ class Rows(Protocol):
     def unused_files(self) -> tuple[str, ...]:
         """Data files that lie beside those that are read and belong to no split."""
 
-    def read(self, columns: Container[str] | None = None) -> Iterator[Row]:
+    def read(self, columns: Container[str] | None = None) -> Iterator[LocatedRow]:
         """(where, row) of each; of files that are stored by columns, only those asked for."""
 
     def filled_beside(self, columns: Container[str]) -> Counter[str]:
@@ -97,7 +97,7 @@ def _matching(pattern: Path) -> list[Path]:
     return sorted(path for name in glob.glob(str(pattern), recursive=True) if (path := Path(name)).is_file())
 
 
-def sample(rows: Rows) -> list[Row]:
+def sample(rows: Rows) -> list[LocatedRow]:
     """The first rows; of columns that are too large to look into, only that they are there."""
     bulky = rows.bulky_columns()
     if not bulky:
@@ -138,7 +138,7 @@ class FileRows:
     name: str
     unused_files: tuple[str, ...] = ()
 
-    def read(self, columns: Container[str] | None = None) -> Iterator[Row]:
+    def read(self, columns: Container[str] | None = None) -> Iterator[LocatedRow]:
         empty = True
         for path in self.paths:
             prefix = f"{path.name}, " if len(self.paths) > 1 else ""
@@ -174,7 +174,7 @@ class DatasetRows:
     name: str
     unused_files: tuple[str, ...] = ()
 
-    def read(self, columns: Container[str] | None = None) -> Iterator[Row]:
+    def read(self, columns: Container[str] | None = None) -> Iterator[LocatedRow]:
         if not len(self.dataset):
             raise UserError(f"{self.name}: holds no rows")
         names = [name for name in self.dataset.column_names if columns is None or name in columns]

@@ -12,7 +12,7 @@ MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a table. `is_marked`: its cells differ, and the page says so."""
 
     label: str
@@ -26,7 +26,7 @@ class Table:
     """`columns` names the cells of each row; `corner` heads the column of labels."""
 
     columns: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     corner: str = ""
     caption: str = ""
     is_text: bool = False  # words, set to the left; numbers are set to the right

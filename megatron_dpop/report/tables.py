@@ -21,7 +21,7 @@ from dpop_base.metric_names import (
 )
 from megatron_dpop.report.catalogue import describe
 from megatron_dpop.report.run import ReportedRun
-from megatron_dpop.report.sections import Row, Table
+from megatron_dpop.report.sections import Table, TableRow
 from megatron_dpop.report.text import MISSING, number, setting
 
 RESULTS = (ACCURACY, MARGIN, CHOSEN_MINUS_REFERENCE, CHOSEN_LOGP, REJECTED_LOGP)
@@ -42,13 +42,13 @@ def results(runs: Sequence[ReportedRun]) -> Table | None:
     before = [_result_cells(run, keys, at=0) for run in runs]
     after = [_result_cells(run, keys, at=-1) for run in runs]
     starts = [
-        Row(_row_label(runs, run, 0), cells, run=index)
+        TableRow(_row_label(runs, run, 0), cells, run=index)
         for index, (run, cells) in enumerate(zip(runs, before, strict=True))
     ]
     if len(runs) > 1 and all(cells == before[0] for cells in before) and all(_has_start(run) for run in runs):
-        starts = [Row("before training", before[0])]
+        starts = [TableRow("before training", before[0])]
     ends = [
-        Row(_row_label(runs, run, -1), cells, run=index)
+        TableRow(_row_label(runs, run, -1), cells, run=index)
         for index, (run, cells) in enumerate(zip(runs, after, strict=True))
         if len(result_steps(run)) > 1
     ]
@@ -124,7 +124,7 @@ def throughput(runs: Sequence[ReportedRun]) -> Table | None:
         if has_memory:
             peaks = [value for _, value in run.series(PEAK_MEMORY)]
             cells.append(number(max(peaks, default=None), style="bytes"))
-        rows.append(Row(run.name, cells, run=index))
+        rows.append(TableRow(run.name, cells, run=index))
     columns = [_heading(key) for key in keys] + [_heading(PEAK_MEMORY)] * has_memory
     return Table(columns, rows, caption="Medians over the steps after the first, which pays for starting up.")
 
@@ -140,7 +140,7 @@ def side_by_side(runs: Sequence[ReportedRun], values_of: Callable[[ReportedRun],
     rows = []
     for key in dict.fromkeys(key for mapping in mappings for key in mapping):
         cells = [setting(mapping[key]) if key in mapping else MISSING for mapping in mappings]
-        rows.append(Row(key, cells, is_marked=len(set(cells)) > 1))
+        rows.append(TableRow(key, cells, is_marked=len(set(cells)) > 1))
     return Table([run.name for run in runs], _by_section(rows), corner="key", is_text=True)
 
 
@@ -150,7 +150,7 @@ def differences(table: Table) -> Table:
     )
 
 
-def _by_section(rows: Sequence[Row]) -> list[Row]:
+def _by_section(rows: Sequence[TableRow]) -> list[TableRow]:
     """Keys that only a later run has come beside their section's others."""
     sections = list(dict.fromkeys(row.label.split(".")[0] for row in rows))
     return sorted(rows, key=lambda row: sections.index(row.label.split(".")[0]))

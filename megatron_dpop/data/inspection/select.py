@@ -30,7 +30,7 @@ from .numbers import numbers_of
 from .report import prompt_hash
 from .where import NEED_PAIRS, NEED_TOKENIZER, Condition
 
-Row = dict[str, Any]
+Columns = dict[str, Any]
 _BATCH = 512
 
 
@@ -213,7 +213,7 @@ class _Groups:
         return roots[0] if roots else None
 
 
-def _rows(reading: Reading, *, plain: bool) -> Iterator[tuple[str, Row, list[Record] | BadRowError]]:
+def _rows(reading: Reading, *, plain: bool) -> Iterator[tuple[str, Columns, list[Record] | BadRowError]]:
     """(where, the row as it stands, its records or what is wrong with it)."""
     notes = Notes(plain=plain, media=reading.layout.media)
     roles = {column: role for role, column in reading.layout.columns.items()}
@@ -237,7 +237,7 @@ def _check_suffix(path: Path) -> None:
         raise UserError(f"{path}: rows are written as JSON Lines; give a name that ends with .jsonl")
 
 
-def _write(file: TextIO, row: Row, source: Location, where: str) -> None:
+def _write(file: TextIO, row: Columns, source: Location, where: str) -> None:
     try:
         text = json.dumps(row, ensure_ascii=False, default=_plain)
     except TypeError as problem:

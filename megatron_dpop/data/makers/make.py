@@ -13,7 +13,7 @@ from dpop_base.errors import UserError
 from dpop_base.progress import track
 
 from ..processes import default_workers, ordered_map
-from ..read_rows import Row
+from ..read_rows import LocatedRow
 from ..records import BadRowError, located
 from .pairs_file import Made, Pair, write_made
 from .rules import RULES
@@ -33,7 +33,7 @@ class Work:
     split: str
     seed: int
     first: int
-    rows: tuple[Row, ...]
+    rows: tuple[LocatedRow, ...]
 
 
 @dataclass
@@ -130,7 +130,7 @@ def _gather(rule: str, source: str, config: str | None, split: str, seed: int, *
     return total
 
 
-def _works(rule: str, source: str, split: str, seed: int, rows: Iterable[Row]) -> Iterator[Work]:
+def _works(rule: str, source: str, split: str, seed: int, rows: Iterable[LocatedRow]) -> Iterator[Work]:
     first = 0
     for batch in batched(rows, _BATCH_ROWS):
         yield Work(rule, source, split, seed, first, batch)

@@ -10,7 +10,7 @@ from ..records import BadRowError, kind_of, text_of
 from .corrupt import corrupt
 from .pairs_file import Pair
 
-Row = Mapping[str, Any]
+SourceRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
-PairRule = Callable[[Row, random.Random], Outcome]
+PairRule = Callable[[SourceRow, random.Random], Outcome]
 
 UNLABELLED = "no label (test splits have none)"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations, `<<2+3=5>>`, are not part of the answer's text
 
 
-def metamath(row: Row, generator: random.Random) -> Outcome:
+def metamath(row: SourceRow, generator: random.Random) -> Outcome:
     """query and response of MetaMathQA, or question and answer of GSM8K: one intermediate result made wrong."""
     prompt_name, answer_name = ("query", "response") if "query" in row else ("question", "answer")
     prompt = text_of(_column(row, prompt_name), prompt_name)
@@ -41,7 +41,7 @@ def metamath(row: Row, generator: random.Random) -> Outcome:
     return Outcome((Pair(prompt, answer, corruption.text),), notes=(corruption.tier,))
 
 
-def arc(row: Row, _generator: random.Random) -> Outcome:
+def arc(row: SourceRow, _generator: random.Random) -> Outcome:
     """Each wrong choice against the right one, in the hub's columns or those of the original JSON Lines."""
     question = _column(row, "question")
     if isinstance(question, Mapping):  # AllenAI's own files: {"stem": ..., "choices": [{"text", "label"}]}
@@ -66,7 +66,7 @@ def arc(row: Row, _generator: random.Random) -> Outcome:
     return _against(stem, right[0], [text_of(text, "choices.text") for label, text in choices if label != key])
 
 
-def hellaswag(row: Row, _generator: random.Random) -> Outcome:
+def hellaswag(row: SourceRow, _generator: random.Random) -> Outcome:
     """Each wrong ending against the right one; the context led by its activity, WikiHow's marks removed."""
     endings = [_clean(text_of(text, "endings")) for text in _sequence(_column(row, "endings"), "endings")]
     context = text_of(_column(row, "ctx"), "ctx")
@@ -81,7 +81,7 @@ def hellaswag(row: Row, _generator: random.Random) -> Outcome:
     return _against(prompt, endings[right], [text for index, text in enumerate(endings) if index != right])
 
 
-def _label(row: Row, name: str) -> str | None:
+def _label(row: SourceRow, name: str) -> str | None:
     """None where the row has no label: test splits leave it out, or write nothing, null or -1 for it."""
     value = row.get(name)
     text = "" if value is None else str(value).strip()

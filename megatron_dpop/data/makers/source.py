@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..read_rows import Row
+from ..read_rows import LocatedRow
 from ..rows import Location, find_rows
 
 
-def source_rows(source: str, *, config: str | None, split: str) -> Iterator[Row]:
+def source_rows(source: str, *, config: str | None, split: str) -> Iterator[LocatedRow]:
     """Yields (where, row); `config` and `split` only matter where the source is more than one file."""
     path = Path(source).expanduser()
     if path.is_file():
