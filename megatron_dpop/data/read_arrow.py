@@ -12,7 +12,8 @@ import pyarrow.parquet
 
 from dpop_base.errors import UserError, first_line
 
-LocatedRow = tuple[str, dict[str, Any]]
+from .located_row import LocatedRow
+
 BATCH_ROWS = 1024
 _BULKY_BYTES = 4096  # a value, on average
 _PAGE_BUFFER_BYTES = 1 << 20  # pages are read one after the other, not a column of a row group at once

@@ -4,13 +4,13 @@ import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from dpop_base.errors import UserError, first_line
 
 from .compressed import open_bytes
+from .located_row import LocatedRow
 
-LocatedRow = tuple[str, dict[str, Any]]
 _LONGEST_CELL = 2**31 - 1
 
 

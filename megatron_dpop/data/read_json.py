@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, cast
 from dpop_base.errors import UserError, first_line
 
 from .compressed import file_suffix, open_bytes
+from .located_row import LocatedRow
 
-LocatedRow = tuple[str, dict[str, Any]]
 _CHUNK_BYTES = 1 << 20
 _BLANK = " \t\r\n"
 _WRAPPERS = ("data", "rows", "instances", "examples", "samples", "train")

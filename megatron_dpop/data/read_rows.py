@@ -3,16 +3,14 @@
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
-from typing import Any
 
 from dpop_base.errors import UserError
 
 from .compressed import COMPRESSIONS, file_suffix
+from .located_row import LocatedRow
 from .read_arrow import filled_in_arrow, filled_in_parquet, read_arrow, read_parquet
 from .read_csv import read_csv, read_tsv
 from .read_json import read_json
-
-LocatedRow = tuple[str, dict[str, Any]]  # ("row 3" or "line 3", counted from 1; columns)
 
 
 def read_rows(path: Path, columns: Container[str] | None = None) -> Iterator[LocatedRow]:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dpop_base.errors import UserError, first_line
 
 from .compressed import COMPRESSIONS
+from .located_row import LocatedRow
 from .read_arrow import BATCH_ROWS, batch_rows, bulky_columns
-from .read_rows import FILE_TYPES, LocatedRow, file_type, filled_beside, read_rows
+from .read_rows import FILE_TYPES, file_type, filled_beside, read_rows
 
 if TYPE_CHECKING:
     import datasets

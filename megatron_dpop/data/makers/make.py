@@ -12,8 +12,8 @@ from typing import Any
 from dpop_base.errors import UserError
 from dpop_base.progress import track
 
+from ..located_row import LocatedRow
 from ..processes import default_workers, ordered_map
-from ..read_rows import LocatedRow
 from ..records import BadRowError, located
 from .pairs_file import Made, Pair, write_made
 from .rules import RULES

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..read_rows import LocatedRow
+from ..located_row import LocatedRow
 from ..rows import Location, find_rows
 
 
