@@ -98,7 +98,7 @@ def operations(model: Model, row: Operation, rates: Rates, *, fused: bool, fp8: 
 
 def _logprobs(model: Model, row: Operation, rates: Rates, *, fused: bool) -> float:
     scores = row.tokens * row.scored
-    tile_tokens, tile_vocabulary = (4096, 8192) if fused else (2048, 2048)
+    tile_tokens, tile_vocabulary = (4096, 4096) if fused else (2048, 2048)
     tiles = scores / tile_tokens * model.vocabulary / tile_vocabulary
     logits = tile_tokens * tile_vocabulary
     product = 2 * logits * model.hidden / rates.products

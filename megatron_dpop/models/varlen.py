@@ -8,7 +8,8 @@ is short blocks that see as many keys as they have queries: no slice before the 
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,6 +24,7 @@ from megatron_dpop.rows.context import AttentionPlan
 from megatron_dpop.runtime.devices import to_device
 
 PADDING_BLOCK = 128  # tokens
+FALLBACK = "NVTE_UNFUSED_ATTN"  # whether Transformer Engine may form whole matrices of scores
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,6 @@ def cudnn_kernel(*, heads: int, kv_heads: int, head_dim: int, softmax_scale: flo
     """cuDNN's, through Transformer Engine. The kernel raises UserError where cuDNN does not take such attention."""
     from transformer_engine.pytorch import DotProductAttention
 
-    # Its own fallback, which forms whole matrices of scores, took 80 times as long on an H100.
-    os.environ["NVTE_UNFUSED_ATTN"] = "0"
     attention = DotProductAttention(
         heads,
         head_dim,
@@ -154,7 +154,7 @@ def cudnn_kernel(*, heads: int, kv_heads: int, head_dim: int, softmax_scale: flo
     )
 
     def attend(query: Tensor, keys: Tensor, values: Tensor, blocks: DeviceBlocks) -> Tensor:
-        try:
+        with _no_fallback(f"{heads} heads of {head_dim} entries with {kv_heads} key heads"):
             mixed = attention(
                 query,
                 keys,
@@ -164,14 +164,31 @@ def cudnn_kernel(*, heads: int, kv_heads: int, head_dim: int, softmax_scale: flo
                 max_seqlen_q=blocks.longest_query,
                 max_seqlen_kv=blocks.longest_key,
             )
-        except ValueError as error:
-            if "attention backend" not in str(error):
-                raise
-            raise UserError(
-                f"kernels.attention: cudnn: cuDNN {torch.backends.cudnn.version()} does not take {heads} heads of "
-                f"{head_dim} entries with {kv_heads} key heads in blocks of a tree; set kernels.attention: flash "
-                "(NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=2 prints Transformer Engine's reasons)"
-            ) from error
         return mixed.view(query.shape)
 
     return attend
+
+
+@contextmanager
+def _no_fallback(shape: str) -> Iterator[None]:
+    """Within it, Transformer Engine refuses attention that it would do without cuDNN: 80 times as slow on an H100.
+
+    Megatron-Core wants the variable unset whenever it builds a model.
+    """
+    before = os.environ.get(FALLBACK)
+    os.environ[FALLBACK] = "0"
+    try:
+        yield
+    except ValueError as error:
+        if "attention backend" not in str(error):
+            raise
+        raise UserError(
+            f"kernels.attention: cudnn: cuDNN does not take {shape} in the blocks of a tree; set kernels.attention: "
+            "flash. tools/gpu_check.py says whether torch and Transformer Engine load one cuDNN; NVTE_DEBUG=1 "
+            "NVTE_DEBUG_LEVEL=2 prints Transformer Engine's reasons"
+        ) from error
+    finally:
+        if before is None:
+            del os.environ[FALLBACK]
+        else:
+            os.environ[FALLBACK] = before

@@ -45,6 +45,12 @@ def test_ours_and_trls_train_to_the_same_losses(world: Path) -> None:
     assert all(mine < theirs for mine, theirs in zip(ours, trl, strict=True))
 
 
+@pytest.mark.slow
+def test_made_up_pairs_are_trained_on(world: Path) -> None:
+    words = [str(world / "model"), "fixed:8,12,4", "--precision", "fp32", "--threads", "1", "--row-tokens", "128"]
+    assert main(["compare", *words, "--steps", "2", "--batch-pairs", "2", "--contenders", "ours"]) == 0
+
+
 def test_megatron_is_not_imported_before_a_device_is_chosen() -> None:
     """Some of its modules ask for the device while they are imported."""
     code = "import sys, benchmark; sys.exit(any(name.startswith('megatron.core') for name in sys.modules))"

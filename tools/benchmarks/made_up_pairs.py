@@ -78,6 +78,7 @@ class MadeUpPairs:
     """What the trainer asks of a data set (`megatron_dpop.engine.batches.Examples`); tokens are drawn when read."""
 
     source_names = ("made up",)
+    sources = ()  # no file whose change a resumed run would have to notice
 
     def __init__(self, lengths: Callable[[Draw, int], PairLengths], pairs: int, *, vocab_size: int) -> None:
         self.vocab_size = vocab_size

@@ -150,6 +150,7 @@ def _kernels(take_step: Any, what: str) -> Iterator[CheckResult]:
     """Time on the device by kind, of a step that the profiler makes a little slower."""
     from torch.profiler import ProfilerActivity, profile
 
+    take_step()  # Transformer Engine compiles its FP8 casts when it first meets a row's length
     torch.cuda.synchronize()
     started = time.perf_counter()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:

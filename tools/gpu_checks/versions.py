@@ -1,7 +1,6 @@
 """What is installed, and what of the environment is known to break a run."""
 
 import importlib.metadata
-import importlib.util
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -38,7 +37,16 @@ def _version(package: str) -> Iterator[CheckResult]:
 
 
 def _transformer_engine() -> Iterator[CheckResult]:
-    import transformer_engine.pytorch
+    from transformer_engine.pytorch import get_cudnn_version
 
-    assert importlib.util.find_spec("transformer_engine_torch") or transformer_engine.pytorch
     yield CheckResult("versions", "Transformer Engine", importlib.metadata.version("transformer_engine"), "loads", "ok")
+    torchs, found = torch.backends.cudnn.version(), get_cudnn_version()
+    wanted = (torchs // 10000, torchs // 100 % 100, torchs % 100)
+    yield CheckResult(
+        "versions",
+        "cuDNN of Transformer Engine",
+        ".".join(map(str, found)),
+        ".".join(map(str, wanted)),
+        "ok" if found == wanted else "MISS",
+        "two cuDNNs cannot load parts of each other: set CUDNN_HOME to torch's (nvidia/cudnn in site-packages)",
+    )

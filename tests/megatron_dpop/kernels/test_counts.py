@@ -27,7 +27,7 @@ def test_a_tile_of_logits_takes_two_launches_forward_and_four_backward() -> None
             weight.main_grad = torch.empty(vocabulary, HIDDEN, device=device)
             targets = torch.empty(scores, dtype=torch.int64, device=device)
             chunking = default_chunking(device)
-            assert (chunking.tokens, chunking.vocab) == (4096, 8192)
+            assert (chunking.tokens, chunking.vocab) == (4096, 4096)
             options = _Options(
                 vocab_size=vocabulary,
                 group=None,
@@ -37,7 +37,7 @@ def test_a_tile_of_logits_takes_two_launches_forward_and_four_backward() -> None
                 fused=True,
             )
             found.append(both_ways(_VocabParallelLinearScores, hidden, weight, targets, options))
-    tiles = vocabulary // 8192
+    tiles = vocabulary // 4096
     (forward, backward), (two_forward, two_backward) = found
     assert forward.counts["aten.mm.dtype"] == forward.counts["triton.logits._take_in"] == tiles
     assert backward.counts["triton.logits._gradient"] == tiles
