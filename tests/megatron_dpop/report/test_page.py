@@ -10,7 +10,7 @@ import pytest
 
 from dpop_base.errors import UserError
 from megatron_dpop.commands.main import run as megatron_dpop
-from megatron_dpop.report import Figure, Row, Section, Table, write_report
+from megatron_dpop.report import Figure, Section, Table, TableRow, write_report
 from tests.megatron_dpop.report.runs import metrics, write_run
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -69,7 +69,7 @@ def test_text_from_runs_and_callers_is_escaped(tmp_path: Path) -> None:
     run = write_run(tmp_path / "<b>run", rows=[{"step": 0, "loss": 1.0, HOSTILE: 2.0, "bad": float("nan")}])
     with (run / "config.yaml").open("a", encoding="utf-8") as file:
         file.write(f"extra: {HOSTILE}\n")
-    table = Table([HOSTILE], [Row(HOSTILE, [HOSTILE])], caption=HOSTILE)
+    table = Table([HOSTILE], [TableRow(HOSTILE, [HOSTILE])], caption=HOSTILE)
     section = Section(HOSTILE, [HOSTILE], [table], [Figure(b"<svg/>", "image/svg+xml", HOSTILE, HOSTILE)])
     write_report([run], tmp_path / "report.html", title=HOSTILE, extra_sections=[section])
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def test_sound_runs_have_no_health_section(tmp_path: Path) -> None:
 def test_callers_sections_follow_the_results(tmp_path: Path) -> None:
     picture = tmp_path / "heat.svg"
     picture.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>', encoding="utf-8")
-    table = Table(["sample answer, nats"], [Row("before", ["-81.4"]), Row("after DPO", ["-90.2"], run=0)])
+    table = Table(["sample answer, nats"], [TableRow("before", ["-81.4"]), TableRow("after DPO", ["-90.2"], run=0)])
     section = Section("Before and after", ["One answer."], [table], [Figure.read(picture, alt="A heat map")])
     write_report(_pair(tmp_path), tmp_path / "report.html", title="Quickstart", extra_sections=[section])
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
