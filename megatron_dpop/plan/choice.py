@@ -21,6 +21,7 @@ class LayoutChoice(ModelLayout):
     data: int = 1
     params: Params = "bf16"
     fp8: bool = False  # linear layers of the transformer multiply in FP8
+    fp8_blockwise: bool = False  # with scales by block, which cost more
     fp8_params: bool = False  # and keep no bf16 copy of their weights
     recompute: Recompute = "none"
     distributed_optimizer: bool = True

@@ -19,6 +19,7 @@ def choice_of(config: Config, *, data: int = 1) -> LayoutChoice:
         data=data,
         params=config.precision.params,
         fp8=config.precision.fp8 is not None,
+        fp8_blockwise=config.precision.fp8 == "blockwise",
         attention_kernel=config.kernels.attention,
         fp8_params=config.precision.fp8_params,
         recompute=config.train.recompute,

@@ -80,11 +80,12 @@ def device_like(name: str, memory_bytes: int) -> Hardware:
 class Assumptions:
     """Shares of the stated rates that a step reaches, and memory that no formula covers.
 
-    The first group is fitted to published measurements (docs/plan.md); nothing of ours has been timed on a GPU.
+    The first group is fitted to published measurements (docs/plan.md) but where it says otherwise.
     """
 
     linear: float = 0.64  # products of activations and weights, of large matrices
     fp8_linear: float = 0.63  # quantisation included
+    fp8_blockwise_linear: float = 0.52  # measured on one H100 (docs/gpu_results.md)
     product_depth: float = 384.0  # a product over k entries takes (k + this) / k of the time: narrow ones are slower
     attention: float = 0.37  # FlashAttention 2, of long sequences
     cudnn_attention: float = 0.48

@@ -114,7 +114,8 @@ def _row_time(
     widths = Widths.of(architecture, choice)
     tokens = row.tokens / choice.context
     bf16 = hardware.bf16_flops * assumptions.linear
-    linear_rate = hardware.fp8_flops * assumptions.fp8_linear if choice.fp8 and hardware.fp8_flops else bf16
+    in_fp8 = assumptions.fp8_blockwise_linear if choice.fp8_blockwise else assumptions.fp8_linear
+    linear_rate = hardware.fp8_flops * in_fp8 if choice.fp8 and hardware.fp8_flops else bf16
     linear, hidden_gradient, weight_gradient = (
         layers * flops / linear_rate for flops in _products(widths, tokens, assumptions.product_depth)
     )
