@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import PATIENCE_SECONDS, ranks_of, start, wait_for, write_world
+from tests.commands import PATIENCE_SECONDS, lines, ranks_of, start, wait_for, write_world
 from tests.processes import alive, descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PAUSED = Path(__file__).parent.parent.parent / "paused"
-DYING_SECONDS = 20
+DYING_SECONDS = 60
 
 # What the run is doing (by the path that it is about to change), and who is killed then.
 KILLS = (
@@ -23,7 +23,6 @@ KILLS = (
     ("converting", "/initial/", "launcher"),
     ("reference", "/reference/.train", "rank 1"),
     ("saving", "/checkpoints/iter_0000002", "all"),
-    ("saving", "/checkpoints/iter_0000004", "launcher"),
     ("exporting", "/hf/", "rank 0"),
 )
 
@@ -57,7 +56,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     config = write_world(
         folder,
         precision={"params": "bf16"},
-        train={"steps": 5},
+        train={"steps": 4},
         checkpoint={"every": 2, "export_hf": True},
     )
     found = World(config, folder / "whole")
@@ -83,12 +82,12 @@ def _difference(run: Path, whole: Path) -> str | None:
 
 
 def _metrics(run: Path) -> list[dict[str, float]]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in lines]
+    parsed = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in parsed]
 
 
-def _kill(process: "subprocess.Popen[str]", who: str) -> None:
-    """Kills the launcher alone, one rank, or all at once; nobody lives on."""
+def _kill(process: "subprocess.Popen[str]", who: str, go: Path) -> None:
+    """Kills the launcher alone, one rank, or all at once; nobody lives on. `go` lets those who are left go on."""
     started = descendants(process.pid)
     ranks = ranks_of(process)
     if who == "all":
@@ -99,6 +98,7 @@ def _kill(process: "subprocess.Popen[str]", who: str) -> None:
         victims = {ranks[int(who.removeprefix("rank "))]}
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
+    go.touch()
     said, _ = process.communicate(timeout=DYING_SECONDS)
     assert process.returncode == (1 if who.startswith("rank") else -signal.SIGKILL), said
     deadline = time.monotonic() + DYING_SECONDS
@@ -109,8 +109,8 @@ def _kill(process: "subprocess.Popen[str]", who: str) -> None:
 
 def test_killed_again_and_again_it_ends_the_same(world: World) -> None:
     for number, (phase, at, who) in enumerate(KILLS):
-        process, _ = world.paused("killed", at, f"{number} {phase}")
-        _kill(process, who)
+        process, go = world.paused("killed", at, f"{number} {phase}")
+        _kill(process, who, go)
     _ends_well(world.start("killed"))
     assert _difference(world.folder / "killed", world.whole) is None
 
@@ -137,5 +137,20 @@ def test_of_two_starts_one_writes(world: World) -> None:
     Path(f"{mark}.go").touch()
     _ends_well(writer)
     assert _difference(world.folder / "twice", world.whole) is None
-    _ends_well(start("train", world.config, "--run.dir", world.folder / "twice", "--train.steps", "6"))
-    assert len(_metrics(world.folder / "twice")) == 6
+    _ends_well(start("train", world.config, "--run.dir", world.folder / "twice", "--train.steps", "5"))
+    assert len(_metrics(world.folder / "twice")) == 5
+
+
+def test_a_rank_that_stops_in_training_is_named_within_a_minute(world: World) -> None:
+    run = world.folder / "stopped"
+    process = start("train", world.config, "--run.dir", run, "--train.steps", "100000", "--checkpoint.every", "100000")
+    wait_for(lambda: lines(run) > 2, process)
+    started, stopped = descendants(process.pid), ranks_of(process)[1]
+    os.kill(stopped, signal.SIGSTOP)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, "a restart may help"
+    assert f"rank 1 (process {stopped}) has been silent for 30 s: it is stopped (SIGSTOP)" in said.splitlines()[-1]
+    deadline = time.monotonic() + DYING_SECONDS
+    while any(map(alive, started)):
+        assert time.monotonic() < deadline, "somebody is left behind"
+        time.sleep(0.02)
