@@ -110,7 +110,7 @@ class Quickstart:
 
 
 def sample_text(pairs: Path) -> str:
-    """The first validation pair's prompt and preferred answer."""
+    """The first validation pair's prompt and chosen answer."""
     import pyarrow.parquet
 
     pair = pyarrow.parquet.read_table(pairs / "validation.parquet").slice(0, 1).to_pylist()[0]

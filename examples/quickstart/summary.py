@@ -36,12 +36,12 @@ def summarise(run: Path, base: Path, pairs: Path) -> None:
         table.add_row(row.label, *row.cells)
     Console().print(table)
     explanation = (
-        "DPO raises the margin by lowering both answers, the preferred one too. DPOP's penalty does not let the "
-        "preferred answer fall below its reference."
+        "DPO raises the margin by lowering both answers, the chosen one too. DPOP's penalty does not let the "
+        "chosen answer fall below its reference."
     )
     section = Section(
         title="Before, after DPO, after DPOP",
-        paragraphs=(explanation, f"Sample prompt: {sample['prompt']}", f"Its preferred answer: {sample['chosen']}"),
+        paragraphs=(explanation, f"Sample prompt: {sample['prompt']}", f"Its chosen answer: {sample['chosen']}"),
         tables=(Table(columns, rows, corner=corner),),
     )
     write_report(
@@ -56,7 +56,7 @@ def _validations(run: Path) -> list[dict[str, float]]:
 
 @torch.no_grad()
 def answer_logp(folder: Path, pair: dict[str, str]) -> float:
-    """Log-probability of the preferred answer after the chat prompt, by plain transformers in fp32."""
+    """Log-probability of the chosen answer after the chat prompt, by plain transformers in fp32."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     question = [{"role": "user", "content": pair["prompt"]}]

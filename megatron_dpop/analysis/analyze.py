@@ -32,7 +32,7 @@ class ModelResult:
     folder: str
     logps: Sequence[PairLogps]
     sides: dict[str, SideSummary]  # by SIDES
-    fell: Mean | None  # share of preferred completions below the reference after the edit; None without a reference
+    fell: Mean | None  # share of chosen completions below the reference after the edit; None without a reference
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from megatron_dpop.analysis.analyze import Analysis, ModelResult
 from megatron_dpop.analysis.line_chart import Line, line_chart
 from megatron_dpop.analysis.spans import OFFSETS, SIDES
-from megatron_dpop.analysis.tables import HEADINGS, differences, means, nats
+from megatron_dpop.analysis.tables import differences, means, nats
 from megatron_dpop.data.templates import PLAIN
 from megatron_dpop.data.tokenizer import TextTokenizer, load_tokenizer
 from megatron_dpop.pages import colour, render_page, write_page
@@ -78,7 +78,7 @@ def _chart(analysis: Analysis, side: str) -> dict[str, str]:
         ]
         lines.append(Line(model.name, colour(at), points))
     what = "Log-probability minus the reference's" if is_gap else "Log-probability"
-    title = f"{what}, {HEADINGS[side]} completions"
+    title = f"{what}, {side} completions"
     return {
         "title": title,
         "svg": line_chart(lines, label=f"{title}, by position", x_title="tokens from the first differing one"),
@@ -103,7 +103,7 @@ def _sample(analysis: Analysis, at: int, tokenizer: TextTokenizer) -> Sample:
             )
             for index, model in enumerate(analysis.models)
         ]
-        sides.append((HEADINGS[side], lines))
+        sides.append((side, lines))
     return Sample(tokenizer.decode(pair.prompt.tolist()), sides)
 
 

@@ -1,6 +1,6 @@
 """Means over tokens before, at and after the first differing one of a pair's completions. Pure numpy.
 
-arXiv 2402.13228, section 5 and figure 3: on pairs that differ in few tokens DPO lowers the preferred completion's
+arXiv 2402.13228, section 5 and figure 3: on pairs that differ in few tokens DPO lowers the chosen completion's
 log-probability after the edit, where both completions go on with the same tokens.
 """
 

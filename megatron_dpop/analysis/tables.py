@@ -7,7 +7,6 @@ from megatron_dpop.analysis.spans import SIDES, SPANS
 from megatron_dpop.report.sections import Table, TableRow
 from megatron_dpop.report.text import MINUS, MISSING, number
 
-HEADINGS = {"chosen": "preferred", "rejected": "dispreferred"}
 CAPTION = "Nats a token, over all pairs' tokens before, at and after the first one in which the two completions differ."
 
 
@@ -20,7 +19,7 @@ def nats(value: float | None, *, signed: bool = False) -> str:
 
 def means(analysis: Analysis) -> Table:
     """Mean log-probability a token, by model, side and span."""
-    columns = [f"{HEADINGS[side]}, {span}" for side in SIDES for span in SPANS]
+    columns = [f"{side}, {span}" for side in SIDES for span in SPANS]
     rows = [
         TableRow(
             model.name,
@@ -35,21 +34,21 @@ def means(analysis: Analysis) -> Table:
 
 
 def differences(analysis: Analysis) -> Table | None:
-    """The same less the reference's, and how many preferred completions fell; None without a reference."""
+    """The same less the reference's, and how many chosen completions fell; None without a reference."""
     if not analysis.has_reference or len(analysis.models) < 2:
         return None
-    columns = [*(f"{HEADINGS[side]}, {span}" for side in SIDES for span in SPANS), "pairs whose preferred fell"]
+    columns = [*(f"{side}, {span}" for side in SIDES for span in SPANS), "pairs whose chosen answer fell"]
     rows = []
     for index, model in enumerate(analysis.models[1:], start=1):
         cells = [nats(analysis.minus_reference(model, side, span), signed=True) for side in SIDES for span in SPANS]
         fell = number(model.fell.value if model.fell else None, style="percent")
         rows.append(TableRow(model.name, [*cells, fell], run=index))
-    caption = "A preferred completion fell where its mean after the first differing token is below the reference's."
+    caption = "A chosen completion fell where its mean after the first differing token is below the reference's."
     return Table(columns, rows, corner="minus reference", caption=caption)
 
 
 def terminal_table(analysis: Analysis) -> TerminalTable:
-    """A line for each model's preferred and dispreferred completions, narrow enough for 80 columns."""
+    """A line for each model's chosen and rejected completions, narrow enough for 80 columns."""
     table = TerminalTable("model", "completions", title="mean log-probability a token, nats")
     for span in SPANS:
         table.add_column(span, justify="right")
@@ -60,7 +59,7 @@ def terminal_table(analysis: Analysis) -> TerminalTable:
             if is_compared:
                 gaps = [nats(analysis.minus_reference(model, side, span), signed=True) for span in SPANS]
                 cells = [f"{cell} ({gap})" for cell, gap in zip(cells, gaps, strict=True)]
-            table.add_row(model.name if side == SIDES[0] else "", HEADINGS[side], *cells)
+            table.add_row(model.name if side == SIDES[0] else "", side, *cells)
     if analysis.has_reference:
         table.caption = "in brackets: minus the reference's"
     return table

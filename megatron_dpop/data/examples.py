@@ -110,7 +110,7 @@ class TokenizedDataset:
     def _describe_labels(self) -> list[str]:
         preferred = int(self.labels().sum())
         other = len(self) - preferred
-        lines = [f"labels: {preferred} preferred, {other} not"]
+        lines = [f"labels: {preferred} chosen, {other} rejected"]
         if not preferred or not other:
             lines.append(
                 f"warning: no completion is labelled {'false' if preferred else 'true'}, so there is nothing to tell "

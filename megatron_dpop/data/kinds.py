@@ -9,8 +9,8 @@ from .records import Completion, Record
 RULES = {
     "ranked": "the best completion against the worst",
     "single": "each completion by itself",
-    "group": "all completions, the best-rated preferred",
-    "sft": "the preferred completion alone",
+    "group": "all completions, the best-rated chosen",
+    "sft": "the chosen completion alone",
 }
 
 # Losses for what cannot be made into every kind, by what rows are by themselves.
@@ -33,7 +33,7 @@ def as_kind(record: Record, kind: ExampleKind) -> list[Record] | str:
         return [record] if False in record.preferred else "all completions are rated the same"
     if kind == "sft":
         best = [text for text, good in zip(record.completions, record.preferred, strict=True) if good]
-        return [_only(record, best[0], True)] if best else "labelled as not preferred"
+        return [_only(record, best[0], True)] if best else "labelled as rejected"
     if record.scores is None and len(record.completions) == 1:
         return [record]
     pair = _best_and_worst(record)

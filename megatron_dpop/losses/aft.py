@@ -12,7 +12,7 @@ from megatron_dpop.losses.contract import CompletionBatch, LossOutput
 
 
 def aft_loss(batch: CompletionBatch, options: AftConfig) -> LossOutput:
-    """log(1 + sum over preferred w and dispreferred l of exp(s_l - s_w)), one value per group.
+    """log(1 + sum over chosen w and rejected l of exp(s_l - s_w)), one value per group.
 
     s is a completion's log-probability, summed over tokens, or averaged for `reduction: mean` (the paper's
     score). `constraint: detached` lets no gradient into the dispreferred scores, so that the loss can only

@@ -31,7 +31,7 @@ def kl_estimate(log_ratios: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def kto_loss(batch: CompletionBatch, options: KtoConfig, *, kl: Tensor) -> LossOutput:
-    """w_D (1 - sigmoid(beta (r - kl))) for a preferred completion, w_U (1 - sigmoid(beta (kl - r))) else.
+    """w_D (1 - sigmoid(beta (r - kl))) for a chosen completion, w_U (1 - sigmoid(beta (kl - r))) else.
 
     r = log pi/ref of the completion, summed over tokens; kl: scalar from `kl_estimate`, no gradient. The
     reward is beta r. Metrics of a side count that side's completions only; rewards/margins and

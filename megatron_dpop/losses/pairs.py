@@ -28,7 +28,7 @@ class Pairs:
 
 
 def split_pairs(values: Tensor, preferred: Tensor) -> Pairs:
-    """Splits [2 * pairs] values, sorted by pair, into the preferred and the other one.
+    """Splits [2 * pairs] values, sorted by pair, into the chosen and the rejected one.
 
     A selection by `where` and not by a boolean index, which would wait for the device.
     """

@@ -139,7 +139,7 @@ def _sample(record: Record, tokenizer: TextTokenizer | None) -> Panel:
 
 
 def _heading(good: bool, text: str) -> Text:
-    return Text(f"{'preferred' if good else 'not preferred'}{text}", style="bold green" if good else "bold red")
+    return Text(f"{'chosen' if good else 'rejected'}{text}", style="bold green" if good else "bold red")
 
 
 def _pieces(ids: Sequence[int], tokenizer: TextTokenizer) -> Iterator[tuple[int, str]]:

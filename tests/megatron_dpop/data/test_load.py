@@ -200,13 +200,13 @@ def test_single_labels_are_counted_and_one_label_alone_is_warned_of(tmp_path: Pa
 
     good, bad = labelled("good.jsonl", [True] * 3), labelled("bad.jsonl", [False] * 2)
     mixed = described(labelled("mixed.jsonl", [True, False, True]))
-    assert mixed[-1] == "labels: 2 preferred, 1 not"
-    assert described(good)[-2:-1] == ["labels: 3 preferred, 0 not"]
+    assert mixed[-1] == "labels: 2 chosen, 1 rejected"
+    assert described(good)[-2:-1] == ["labels: 3 chosen, 0 rejected"]
     assert described(good)[-1].startswith("warning: no completion is labelled false, so there is nothing to tell apart")
     assert described(bad)[-1].startswith("warning: no completion is labelled true, ")
-    assert described(good, bad)[-1] == "labels: 3 preferred, 2 not"
+    assert described(good, bad)[-1] == "labels: 3 chosen, 2 rejected"
     pairs = write(tmp_path / "pairs.jsonl", rows(4))
-    assert described(pairs)[-1] == "labels: 4 preferred, 4 not"
+    assert described(pairs)[-1] == "labels: 4 chosen, 4 rejected"
     assert not any("label" in line for line in load(pairs, llama).describe())
 
 

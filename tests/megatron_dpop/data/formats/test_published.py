@@ -123,7 +123,7 @@ def test_sft_never_imitates_what_is_labelled_false() -> None:
     ):
         _, (record,) = read(row)
         assert as_kind(record, "single") == [record]
-        assert as_kind(record, "sft") == "labelled as not preferred"
+        assert as_kind(record, "sft") == "labelled as rejected"
     notes = Notes()
     turns = [USER, {**says("a"), "loss": False}, USER, {**says("b"), "loss": True}]
     _, (record,) = read({"messages": turns}, notes=notes)

@@ -141,7 +141,7 @@ def test_kto_labels() -> None:
         assert read(row)[1] == [Record("Q", ("a",), (label,))]
     row = {"prompt": [USER], "completion": [says("a")], "label": False}
     assert read(row)[1] == [Record((USER,), ("a",), (False,))]
-    assert as_kind(Record("Q", ("a",), (False,)), "sft") == "labelled as not preferred"
+    assert as_kind(Record("Q", ("a",), (False,)), "sft") == "labelled as rejected"
     assert not can_be("single", "pair")
 
 
