@@ -36,7 +36,7 @@ def _waves(theta: float, dim: int) -> Tensor:
 
 @singledispatch
 def _scaled(scaling: object, waves: Tensor, theta: float) -> tuple[Tensor, float]:
-    """Without scaling."""
+    """Returns the frequencies without scaling."""
     assert scaling is None, scaling
     return 1.0 / waves, 1.0
 

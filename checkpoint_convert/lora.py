@@ -62,7 +62,7 @@ def holds_adapters(source: TorchDistSource) -> bool:
 
 
 def adapter_config_file(folder: Path) -> Path:
-    """Of a checkpoint folder or of one iteration's. Raises UserError where there is none."""
+    """Returns the file in a checkpoint folder or in one iteration's. Raises UserError where there is none."""
     for candidate in (folder / ADAPTER_CONFIG, folder.parent / ADAPTER_CONFIG):
         if candidate.is_file():
             return candidate
@@ -70,7 +70,7 @@ def adapter_config_file(folder: Path) -> Path:
 
 
 def read_lora(folder: Path, source: TorchDistSource) -> Lora:
-    """Of the adapters in `source`, an iteration's folder. Raises UserError for a file that does not fit them."""
+    """Describes the adapters in `source`, an iteration's folder. Raises UserError for a file that does not fit."""
     path = adapter_config_file(folder)
     kinds = (ADAPTER.fullmatch(name) for name in source.tensors)
     linears = frozenset(kind[1] for kind in kinds if kind)

@@ -98,7 +98,7 @@ def check_small_files(folder: Path) -> None:
 
 
 def stretches_of(folder: Path) -> dict[str, list[Stretch]]:
-    """Of each file of weights in a converted folder, by name, the bytes that have a checksum; empty for any other."""
+    """Returns, by file of a converted folder's weights, the bytes that have a checksum; empty for any other folder."""
     manifest = read_manifest(folder / MANIFEST)
     found: defaultdict[str, list[Stretch]] = defaultdict(list)
     for tensor, entry in (manifest or {"tensors": {}})["tensors"].items():

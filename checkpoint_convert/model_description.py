@@ -45,7 +45,7 @@ class ModelDescription:
 
 
 def describe_model(source: Path, *, config: Path | None, from_args: str | None) -> ModelDescription:
-    """Of a Megatron checkpoint, as `megatron_to_hf` says. Raises UserError."""
+    """Describes a Megatron checkpoint as `megatron_to_hf` says. Raises UserError."""
     if from_args is not None:
         if config is not None:
             raise UserError("--config and --from-args: both give the model's config.json; leave one of them out")

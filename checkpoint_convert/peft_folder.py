@@ -48,7 +48,7 @@ def base_of(folder: Path, base: Path | None) -> Path:
 
 @dataclass(frozen=True)
 class Adapted:
-    """Of one weight: names in the adapter's file, and what B A is multiplied by. `magnitude` is DoRA's, of each row."""
+    """One weight's adapter: names in its file, and what B A is multiplied by. `magnitude` is DoRA's, of each row."""
 
     lora_a: str
     lora_b: str

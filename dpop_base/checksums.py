@@ -68,7 +68,7 @@ def joined(blocks: Sequence[Block], hashes: Sequence[bytes]) -> dict[Path, str]:
 
 
 def digest(data: bytes | bytearray | memoryview) -> str:
-    """Of bytes in memory, which are not cut into blocks."""
+    """Returns the digest of bytes in memory, which are not cut into blocks."""
     return str(xxhash.xxh3_128_hexdigest(data))
 
 

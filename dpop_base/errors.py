@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 def one_line(message: str) -> str:
-    """Without control characters, and cut in the middle where it is longer than anybody reads."""
+    """Drops control characters, and the middle of what is longer than anybody reads."""
     line = "".join(sign if sign.isprintable() else "?" for sign in message)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 205]} ... {line[-200:]}"
 

@@ -65,7 +65,7 @@ FP8_SETTINGS = (
 
 @dataclass(frozen=True)
 class Noise:
-    """Of one setting as the policy, with another as its reference. Nats, summed over a completion's tokens."""
+    """One setting as the policy against another as its reference. Nats, summed over a completion's tokens."""
 
     precision: str
     setting: str

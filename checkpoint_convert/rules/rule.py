@@ -49,7 +49,7 @@ def from_megatron(rules: tuple[TensorRule, ...], a: Architecture) -> list[Tensor
 
 
 def _instances(rules: tuple[TensorRule, ...], a: Architecture) -> list[tuple[TensorRule, int]]:
-    """In the order of the model: what precedes the layers in the table, each layer's, what follows them."""
+    """Yields them in the order of the model: what precedes the layers in the table, each layer's, what follows them."""
     rules = tuple(rule for rule in rules if rule.when(a))
     per_layer = [rule for rule in rules if "{layer}" in rule.megatron]
     first = rules.index(per_layer[0])

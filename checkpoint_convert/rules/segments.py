@@ -39,7 +39,7 @@ def merge_adjacent(segments: Iterable[Segment]) -> tuple[Segment, ...]:
 
 def invert(target: str, segments: Sequence[Segment]) -> dict[str, tuple[Segment, ...]]:
     """
-    For each source of `target`, the rows of `target` that make it up. Raises ValueError unless every row of
+    Returns, by source of `target`, the rows of `target` that make it up. Raises ValueError unless every row of
     every source, from 0 to its last used one, is used once: then nothing is lost or doubled either way.
     """
     placed: dict[str, list[tuple[int, Segment]]] = {}

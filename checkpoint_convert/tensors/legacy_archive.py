@@ -25,7 +25,7 @@ def is_legacy(descriptor: int) -> bool:
 
 
 class LegacyArchive:
-    """As `TorchArchive`, of a whole file. Raises UserError where it is damaged, or is not just tensors."""
+    """A whole file, read as `TorchArchive` does. Raises UserError where it is damaged, or is not just tensors."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         self.path = path

@@ -59,7 +59,7 @@ def load_saved(data: bytes) -> Any:
 
 
 def read_saved(stream: BinaryIO, storages: "dict[str, StorageKey]") -> Any:
-    """As `load_saved`, of the next pickle in a stream; notes the storages that it names. Raises UnpicklingError."""
+    """Reads a stream's next pickle as `load_saved`; notes the storages that it names. Raises UnpicklingError."""
     start = stream.tell()
     data = stream.read()
     end = check_pickle(data)

@@ -61,7 +61,7 @@ class Unpadded:
                 return
 
     def _judge(self, recipe: TensorRecipe, stored: tuple[int, ...]) -> None:
-        """Of what is not zero beyond the true size."""
+        """Decides what becomes of values beyond the true size that are not zero."""
         fix = "take the config.json of this model"
         if recipe.name in VOCABULARY_ROWS:
             if stored[0] in megatron_paddings(recipe.shape[0]):

@@ -98,5 +98,5 @@ class Architecture:
         return [int(layer not in self.full_attention_layers) for layer in range(self.num_layers)]
 
     def window(self, layer: int) -> int | None:
-        """Of a layer, counted from 0."""
+        """Returns the window of a layer, counted from 0."""
         return None if layer in self.full_attention_layers else self.sliding_window

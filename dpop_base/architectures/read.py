@@ -23,7 +23,7 @@ def read_architecture(folder: Path) -> Architecture:
 
 
 def architecture_of(fields: Fields) -> Architecture:
-    """As `read_architecture`, of fields that were read already."""
+    """Does what `read_architecture` does, from fields that were read already."""
     family = _family(fields)
     try:
         architecture = family.read(fields)

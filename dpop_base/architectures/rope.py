@@ -29,7 +29,7 @@ class Rope:
     percent: float = 1.0  # of each head's dimensions
 
     def options(self) -> dict[str, Any]:
-        """As `Architecture` has them."""
+        """Returns the fields that `Architecture` has of them."""
         return {
             "rope_theta": self.theta,
             "rope_scaling": self.scaling,

@@ -47,7 +47,7 @@ class Analysis:
         return None if ours is None or base is None or not self.has_reference else ours - base
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: means in nats, `count` what they are taken over."""
+        """Returns what JSON takes: means in nats, `count` what they are taken over."""
         return {
             "pairs": len(self.pairs),
             "offsets": list(OFFSETS),

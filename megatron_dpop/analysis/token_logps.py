@@ -24,7 +24,7 @@ from megatron_dpop.training.validation import validation_steps
 def token_logps(
     engine: ModelEngine, source: RowSource, model: Path, progress: Callable[[int], None]
 ) -> list[PairLogps]:
-    """Of each pair of the source, on every rank, by the weights in `model` (of either kind); every rank calls it.
+    """Scores each pair of the source by the weights in `model` (of either kind). Every rank calls it and has all.
 
     The source is one pass over its pairs in their order. Raises UserError where the weights cannot be read.
     """

@@ -75,7 +75,7 @@ def run_state(engine: Engine, iteration: int, *, loaded_from: Path | None = None
 
 
 def _model_state(modules: Sequence[GPTModel], *, adapters: bool) -> dict[str, dict[str, Any]]:
-    """Of the adapters alone, or of all else: the chunks' sharded tensors, by Megatron's names for chunks."""
+    """Returns the chunks' sharded tensors, the adapters' or all others, by Megatron's names for chunks."""
     # Megatron adds this process's groups to the metadata that it is given.
     states = [module.sharded_state_dict(metadata=dict(CONTENT)) for module in modules]
     return {
@@ -85,7 +85,7 @@ def _model_state(modules: Sequence[GPTModel], *, adapters: bool) -> dict[str, di
 
 
 def _loadable(state: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Without Transformer Engine's extra states: delayed FP8's are pickles, which we do not run; the rest are empty."""
+    """Drops Transformer Engine's extra states: delayed FP8's are pickles, which we do not run; the rest are empty."""
     return {
         chunk: {name: value for name, value in entries.items() if not name.endswith("_extra_state")}
         for chunk, entries in state.items()
@@ -104,7 +104,7 @@ def _chunk_names(modules: Sequence[GPTModel]) -> list[str]:
 
 
 def _fill(modules: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
-    """Of what was asked for, nothing is missing: loading would have failed. What was not keeps its values."""
+    """Fills the chunks. Nothing that was asked for is missing: loading would have failed. The rest keeps its values."""
     for chunk, module in zip(_chunk_names(modules), modules, strict=True):
         unexpected = module.load_state_dict(loaded[chunk], strict=False).unexpected_keys
         assert not unexpected, unexpected

@@ -16,7 +16,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def saved_iterations(folder: Path) -> list[int]:
-    """Of the checkpoints in a run's folder by their names, oldest first; other entries there are their owners'."""
+    """Returns the iterations of a run's checkpoints, oldest first, by their names; other entries are left alone."""
     numbers = [path.name.removeprefix("iter_") for path in folder.glob("iter_*") if path.is_dir()]
     found = (int(number) for number in numbers if number.isascii() and number.isdecimal())
     names = {path.name for path in folder.glob("iter_*") if not path.is_symlink()}

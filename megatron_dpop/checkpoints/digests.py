@@ -13,7 +13,7 @@ Digests = Callable[[Iterable[Path]], dict[Path, str]]
 
 
 def digests_here(paths: Iterable[Path]) -> dict[Path, str]:
-    """By this process alone. Raises UserError for a file that cannot be read."""
+    """Reads the files in this process alone. Raises UserError for a file that cannot be read."""
     try:
         return file_digests(dict.fromkeys(paths))
     except OSError as error:

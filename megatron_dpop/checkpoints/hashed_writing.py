@@ -38,7 +38,7 @@ def write_hashed(write: Callable[..., None], digests: Queue, *arguments: Any) ->
 
 
 def _digest_while_written(path: Path, written: threading.Event) -> str:
-    """Of a file that grows at its end alone."""
+    """Hashes a file that grows at its end alone."""
     blocks: list[Block] = []
     hashes: list[bytes] = []
     position = 0

@@ -11,7 +11,7 @@ CHECKSUMS = "checksums.json"
 
 
 def content_files(folder: Path) -> dict[str, Path]:
-    """By name, the files of a torch_dist folder that its content is read from."""
+    """Returns, by name, the files of a torch_dist folder that its content is read from."""
     return {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.name != CHECKSUMS}
 
 

@@ -58,7 +58,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True, config=_SECTION)
 class PrecisionConfig:
-    """With `fp8` the layers' matrix products are FP8 ones; output layer and log-probabilities stay in bf16 and fp32."""
+    """How numbers are kept. `fp8` is for layers' products; output layer and log-probabilities stay bf16 and fp32."""
 
     params: Literal["bf16", "fp32"] = "bf16"  # of weights and activations; optimizers keep fp32 masters
     fp8: Literal["tensorwise", "blockwise", "delayed"] | None = None  # Transformer Engine's recipe

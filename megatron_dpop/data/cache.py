@@ -107,7 +107,7 @@ class _Kept:
 
 
 def _facts(tally: Tally) -> dict[str, Any]:
-    """As JSON. (`dataclasses.asdict` would count a Counter's items instead of copying them.)"""
+    """Returns what JSON takes. (`dataclasses.asdict` would count a Counter's items instead of copying them.)"""
     values = {field.name: getattr(tally, field.name) for field in fields(tally)}
     return {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
 

@@ -27,7 +27,7 @@ def read_rows(path: Path, columns: Container[str] | None = None) -> Iterator[Loc
 
 
 def filled_beside(path: Path, columns: Container[str]) -> Counter[str]:
-    """In how many rows a column is filled that `read_rows` passes over, asked for `columns`."""
+    """Counts, by column that `read_rows` passes over when asked for `columns`, the rows in which it is filled."""
     count = {".parquet": filled_in_parquet, ".arrow": filled_in_arrow}.get(file_type(path))
     return count(path, columns) if count else Counter()
 

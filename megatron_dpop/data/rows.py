@@ -60,7 +60,7 @@ class Rows(Protocol):
         """(where, row) of each; of files that are stored by columns, only those asked for."""
 
     def filled_beside(self, columns: Container[str]) -> Counter[str]:
-        """In how many rows a column is filled that `read` passes over, asked for `columns`."""
+        """Counts, by column that `read` passes over when asked for `columns`, the rows in which it is filled."""
 
     def bulky_columns(self) -> list[str]:
         """Columns that are too large for a look at the first rows."""

@@ -71,7 +71,7 @@ def is_template_file(given: str) -> bool:
 
 
 def chosen_templates(tokenizer: Any, folder: Path, given: str | None) -> dict[str, str]:
-    """By name the templates that a conversation may be written with, all parsed; with one name, that one always."""
+    """Returns, by name, the parsed templates that a conversation may take; with one name, that one always."""
     own = tokenizer.chat_template or {}
     named = dict(own) if isinstance(own, Mapping) else {DEFAULT: str(own)}
     origin = "data.chat_template"
@@ -184,7 +184,7 @@ class ChatTemplate:
             self._draws.seed(0)
 
     def _pick(self, _context: Any, values: Sequence[Any]) -> Any:
-        """In place of Jinja's filter, which is given the context too."""
+        """Stands in for Jinja's filter, which is given the context too."""
         return self._draws.choice(values)
 
     @property

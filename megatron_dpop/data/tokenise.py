@@ -50,7 +50,7 @@ def tokenise(
 
 
 def _encode(texts: Sequence[Written], tokenizer: TextTokenizer) -> Iterator[list[list[int]]]:
-    """For each text its tokens, the prompt's first and then each whole's.
+    """Returns each text's tokens, the prompt's first and then each whole's.
 
     What all of them begin with, up to the prompt's last special token, is encoded once: encoding is most of the
     work, and prompts are half of the text.

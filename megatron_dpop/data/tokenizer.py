@@ -55,7 +55,7 @@ class TextTokenizer:
         return not self._templates
 
     def template_for(self, tools: Sequence[Any] | None) -> ChatTemplate:
-        """As transformers chooses: the template for tools, where there is one, for a row that has some."""
+        """Chooses as transformers does: the template for tools, where there is one, for a row that has some."""
         if tools is not None and TOOL_USE in self._templates:
             return self._templates[TOOL_USE]
         return self._templates[DEFAULT]

@@ -119,7 +119,7 @@ def _has_parts(messages: tuple[Message, ...]) -> bool:
 
 
 def _in_parts(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """As TRL does for models that see images, whose templates write parts alone."""
+    """Writes as TRL does for models that see images, whose templates write parts alone."""
     return tuple(
         {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) and content else message
         for message, content in ((message, message["content"]) for message in messages)
@@ -204,7 +204,7 @@ def _words(arguments: Any) -> Iterator[str]:
 
 
 def _dropped_share(answers: Sequence[tuple[Message, ...]], wholes: Sequence[str], asked: str) -> float:
-    """Of the characters of the answers, spaces apart, those that do not follow the prompt in the text."""
+    """Returns the share of the answers' characters, spaces apart, that do not follow the prompt in the text."""
     said = lost = 0
     for answer, whole in zip(answers, wholes, strict=True):
         # What generation is started with (`<think>`) may be the answer's own beginning.

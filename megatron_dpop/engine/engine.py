@@ -95,7 +95,7 @@ class Engine(ModelEngine):
         self.optimizer.zero_grad()
 
     def finish_parameter_gather(self) -> None:
-        """Before weights are read outside the model's own forward pass, which otherwise waits for what it needs."""
+        """Waits for weights that are read outside the model's forward pass, which waits for them by itself."""
         for chunk in self.chunks:
             if chunk.ddp_config.overlap_param_gather:
                 chunk.start_param_sync(force_sync=True)

@@ -41,7 +41,7 @@ class Monitor:
 
     @property
     def findings(self) -> list[Finding]:
-        """In the order in which the rules first held."""
+        """Returns findings in the order in which the rules first held."""
         return list(self._findings.values())
 
     def observe(self, step: int, line: Mapping[str, float]) -> list[Alert]:

@@ -18,7 +18,7 @@ HEAD_BLOCK = 16  # heads that a program holds at once
 
 @dataclass(frozen=True)
 class Angles:
-    """Of each token, contiguous fp32 [tokens, ..., rotary_dim / 2], and whether they turn even against odd entries."""
+    """Each token's angles, contiguous fp32 [tokens, ..., rotary_dim / 2]; whether even and odd entries turn."""
 
     cosines: Tensor
     sines: Tensor

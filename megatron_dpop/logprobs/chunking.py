@@ -26,7 +26,7 @@ class Chunking:
             raise ValueError(f"{self}: sizes must be positive and tokens a multiple of row_tile")
 
     def token_chunks(self, num_scores: int) -> Iterator[tuple[slice, int]]:
-        """For each chunk: its slice of the scores, and the number of rows after padding."""
+        """Yields each chunk's slice of the scores, and its number of rows after padding."""
         for start in range(0, num_scores, self.tokens):
             stop = min(start + self.tokens, num_scores)
             yield slice(start, stop), -(-(stop - start) // self.row_tile) * self.row_tile

@@ -26,7 +26,7 @@ class SoftmaxStatistics:
 
     @classmethod
     def empty(cls, rows: int, dtype: torch.dtype, device: torch.device, *, entropy: bool) -> SoftmaxStatistics:
-        """Of no logits: the smallest finite maximum instead of -inf, which would make -inf - -inf."""
+        """Starts from no logits: the smallest finite maximum instead of -inf, which would make -inf - -inf."""
         zeros = torch.zeros(rows, dtype=dtype, device=device)
         maximum = torch.full_like(zeros, torch.finfo(dtype).min)
         return cls(maximum, zeros, zeros.clone(), zeros.clone() if entropy else None)

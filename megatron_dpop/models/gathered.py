@@ -21,7 +21,7 @@ def rotate_and_gather(
 
 
 def gather(key: Tensor, value: Tensor, blocks: DeviceBlocks, *, fused: bool) -> tuple[Tensor, Tensor]:
-    """Of rotated keys and values, [tokens, kv_heads, head_dim], those that the blocks see."""
+    """Gathers the rotated keys and values, [tokens, kv_heads, head_dim], that the blocks see."""
     if fused:
         return _RotateAndGather.apply(None, key, value, None, blocks)[1:]
     return key.index_select(0, blocks.key_index), value.index_select(0, blocks.key_index)

@@ -87,7 +87,7 @@ class Adapter(torch.nn.Module):
 
 
 class ColumnParallelAdapter(Adapter):
-    """Of a linear that is cut by outputs; its inputs are whole, or cut by tokens under sequence parallelism."""
+    """Adapts a linear cut by outputs; its inputs are whole, or cut by tokens under sequence parallelism."""
 
     cut = ("lora_B", 0)
 
@@ -104,7 +104,7 @@ class ColumnParallelAdapter(Adapter):
 
 
 class GatedAdapter(ColumnParallelAdapter):
-    """Of `linear_fc1`, whose outputs are two matrices, gate and up, each cut: as such they are in a checkpoint."""
+    """The adapter of `linear_fc1`, whose outputs are two matrices, gate and up, each cut, as in a checkpoint."""
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
@@ -116,7 +116,7 @@ class GatedAdapter(ColumnParallelAdapter):
 
 
 class RowParallelAdapter(Adapter):
-    """Of a linear that is cut by inputs; its outputs are whole, or cut by tokens under sequence parallelism."""
+    """Adapts a linear cut by inputs; its outputs are whole, or cut by tokens under sequence parallelism."""
 
     cut = ("lora_A", 1)
 
@@ -202,7 +202,7 @@ def _derived(*parts: object) -> int:
 
 
 def is_adapter(name: str) -> bool:
-    """Of a parameter, or of its key in a checkpoint."""
+    """Tells an adapter's parameter by its name, or by its key in a checkpoint."""
     return ADAPTER.fullmatch(name) is not None
 
 

@@ -77,7 +77,7 @@ def _sum(*parts: dict[str, float]) -> float:
 
 
 def layer_activations(architecture: Architecture, choice: LayoutChoice, row: Row, kernels: Kernels) -> LayerActivations:
-    """Of one layer and one row on one device."""
+    """Returns the activations of one layer and one row on one device."""
     widths = Widths.of(architecture, choice)
     tokens, size = row.tokens / choice.context, choice.bytes
     # FP8 keeps the inputs of linear layers as they were multiplied; adapters need them in bf16.
@@ -127,7 +127,7 @@ def _varlen_attention(choice: LayoutChoice, row: Row, widths: Widths) -> dict[st
 
 
 def _block_attention(choice: LayoutChoice, row: Row, widths: Widths) -> dict[str, float]:
-    """In fp32 whatever the precision. Context parallelism cuts a row's queries, not its keys."""
+    """Counts scores in fp32 whatever the precision. Context parallelism cuts a row's queries, not its keys."""
     tokens = row.tokens / choice.context
     kept = {
         "queries": tokens * widths.query * FP32,

@@ -41,7 +41,7 @@ class LayoutChoice(ModelLayout):
 
     @property
     def bytes(self) -> int:
-        """Of an entry of a weight or an activation."""
+        """Returns the bytes of an entry of a weight or an activation."""
         return BYTES[self.params]
 
     @property

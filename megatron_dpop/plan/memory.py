@@ -25,7 +25,7 @@ GATHERED_BUFFERS, SUMMED_BUFFERS = 8, 4
 
 
 def optimizer_bytes(choice: LayoutChoice) -> int:
-    """Of a trained entry: AdamW's two moments, and beside bf16 weights an fp32 copy (Megatron-Core's optimizers)."""
+    """Returns a trained entry's: AdamW's two moments, and beside bf16 weights an fp32 copy (as Megatron-Core has)."""
     return 2 * BYTES[choice.optimizer_state] + (FP32 if choice.params == "bf16" else 0)
 
 
@@ -65,7 +65,7 @@ def device_memory(
     kernels: Kernels,
     assumptions: Assumptions | None,
 ) -> Memory:
-    """Of the fullest pipeline stage. Without `assumptions`, what tensors alone take."""
+    """Returns the fullest pipeline stage's memory. Without `assumptions`, what tensors alone take."""
     # Stages between hold what the second does, or less.
     stages = sorted({0, min(1, choice.pipeline - 1), choice.pipeline - 1})
     every = [stage_memory(architecture, workload, choice, kernels, assumptions, stage) for stage in stages]
@@ -80,7 +80,7 @@ def stage_memory(
     assumptions: Assumptions | None,
     stage: int,
 ) -> Memory:
-    """Of every device of one pipeline stage."""
+    """Returns the memory of each device of one pipeline stage."""
     parameters = stage_parameters(architecture, choice, stage)
     row = workload.row(choice)
     trainable = parameters.trainable(choice.lora)
@@ -109,7 +109,7 @@ def stage_memory(
 
 
 def weight_bytes(parameters: Parameters, choice: LayoutChoice) -> float:
-    """With FP8, linear layers also keep both FP8 forms of their weights between micro-batches, or keep them alone."""
+    """Counts FP8 weights too: linear layers keep both forms of them between micro-batches, beside bf16 or alone."""
     linear = choice.bytes if not choice.fp8_params else 0
     linear += FP8_COPIES if choice.fp8 else 0
     return linear * parameters.linear + choice.bytes * (parameters.output + parameters.other + parameters.adapters)

@@ -10,7 +10,7 @@ from megatron_dpop.plan.choice import LayoutChoice, Widths
 
 @dataclass(frozen=True)
 class Parameters:
-    """Of one device."""
+    """The parameters of one device."""
 
     linear: int  # matrices of the transformer's linear layers: what FP8 applies to
     output: int  # the output layer, where it is not the embedding itself
@@ -37,7 +37,7 @@ def layer_matrices(widths: Widths) -> dict[str, tuple[int, int]]:
 
 
 def adapter_entries(widths: Widths, lora: LoraConfig) -> int:
-    """Of one layer: each target's two factors, of which the one on the side that is not split is whole on each rank."""
+    """Counts one layer's: each target's two factors; the one on the side that is not split is whole on each rank."""
     matrices = layer_matrices(widths)
     return sum(lora.rank * sum(matrices[target]) for target in lora.targets)
 
@@ -63,7 +63,7 @@ def stage_parameters(architecture: Architecture, choice: LayoutChoice, stage: in
 
 
 def model_parameters(architecture: Architecture) -> int:
-    """Of the whole model as published: heads and vocabulary without padding."""
+    """Counts the whole model as published: heads and vocabulary without padding."""
     whole = stage_parameters(architecture, LayoutChoice(), 0)
     padding = padded_vocabulary(architecture.vocab_size, 1) - architecture.vocab_size
     return whole.base - padding * architecture.hidden_size * (1 if architecture.tied_embeddings else 2)

@@ -53,7 +53,7 @@ def memory_of(setting: Setting, choice: LayoutChoice) -> Memory:
 
 
 def fits(setting: Setting, choice: LayoutChoice) -> bool:
-    """With memory to spare: what is recommended fits so, what is refused does not fit at all."""
+    """Asks for memory to spare: what is recommended fits so, what is refused does not fit at all."""
     limit = setting.hardware.memory_bytes * (1 - setting.assumptions.spare)
     return memory_of(setting, choice).total <= limit
 

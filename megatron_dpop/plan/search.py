@@ -100,7 +100,7 @@ def fewest_devices(setting: Setting, method: LayoutChoice, *, whole_nodes: bool 
 
 
 def fewest_by_method(setting: Setting, given: LayoutChoice) -> dict[str, dict[str, Plan | None]]:
-    """By method: the plan on the fewest devices, and that on the fewest whole nodes."""
+    """Returns, by method, the plan on the fewest devices, and that on the fewest whole nodes."""
     full = replace(given, lora=None, offload_optimizer=False)
     ways = {
         "full-parameter": full,
@@ -130,7 +130,7 @@ def _best(setting: Setting, method: LayoutChoice, devices: int, *, key: Callable
 
 
 def _distance(one: LayoutChoice, other: LayoutChoice) -> float:
-    """In doublings of a parallel size and steps of recomputation."""
+    """Counts doublings of a parallel size and steps of recomputation."""
     sizes = ((one.tensor, other.tensor), (one.pipeline, other.pipeline), (one.context, other.context))
     doublings = sum(abs(math.log2(a / b)) for a, b in sizes)
     return doublings + abs(RECOMPUTE.index(one.recompute) - RECOMPUTE.index(other.recompute)) / 2

@@ -103,7 +103,7 @@ def host_traffic(architecture: Architecture, choice: LayoutChoice, stage: int) -
 
 
 def step_traffic(architecture: Architecture, workload: Workload, choice: LayoutChoice, stage: int = 0) -> Traffic:
-    """Of each device of one pipeline stage."""
+    """Returns the traffic of each device of one pipeline stage."""
     rows = workload.rows(choice)
     row = row_traffic(architecture, choice, workload.row(choice), stage)
     # Activations go on from every stage but the last, gradients back from every one but the first; of an interleaved

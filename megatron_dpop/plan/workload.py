@@ -11,7 +11,7 @@ from megatron_dpop.rows.shapes import ExampleShapes
 
 @dataclass(frozen=True)
 class ExampleCost:
-    """Of a mean example."""
+    """The cost of a mean example."""
 
     tokens: float  # in a row
     scores: float  # positions through the output layer

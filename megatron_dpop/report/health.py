@@ -15,7 +15,7 @@ class HealthNote:
 
 
 def health_notes(run: ReportedRun) -> Sequence[HealthNote]:
-    """In the order in which the rules first held."""
+    """Returns notes in the order in which the rules first held."""
     return [
         HealthNote(found.title, _when(found.first_step, found.last_step), found.what[0].upper() + found.what[1:])
         for found in findings(run.config, run.metrics.items())

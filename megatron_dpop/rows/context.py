@@ -55,7 +55,7 @@ def row_chunks(row_tokens: int, rank: int, ranks: int) -> tuple[tuple[int, int],
 
 
 def gathered_order(ranks: int) -> tuple[int, ...]:
-    """For each chunk of the row: its place where the ranks' shards follow one another."""
+    """Returns each chunk's place where the ranks' shards follow one another."""
     return tuple(2 * chunk if chunk < ranks else 2 * (2 * ranks - 1 - chunk) + 1 for chunk in range(2 * ranks))
 
 

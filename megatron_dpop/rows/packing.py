@@ -31,7 +31,7 @@ EXCHANGES_PER_ROW = 8
 def pack(
     tokens: Ints, flops: Ints, *, capacity_tokens: int, multiple: int = 1, ranks: int = 1, rows_multiple: int = 1
 ) -> list[list[list[int]]]:
-    """For each rank its rows, equally many (a multiple of `rows_multiple`), that together hold every example once.
+    """Gives each rank its rows, equally many (a multiple of `rows_multiple`), that together hold every example once.
 
     tokens and flops int64 [examples]; a row holds `capacity_tokens`, and rows will end on a `multiple`. Indices ascend
     within a row, and a rank's costliest rows come first; rows can be empty when examples are few.

@@ -11,7 +11,7 @@ STORE_VARIABLE = "MEGATRON_DPOP_STORE_FD"
 
 @dataclass(frozen=True)
 class Rank:
-    """As torchrun numbers it."""
+    """A process, as torchrun numbers it."""
 
     rank: int
     world_size: int

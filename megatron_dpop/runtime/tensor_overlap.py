@@ -27,7 +27,7 @@ def open_buffers(*, tokens: int, hidden: int, tensor: int, fp8: bool, bf16: bool
 
 
 def close_buffers() -> None:
-    """Before the process groups go that the buffers were opened with; where none were opened, nothing."""
+    """Closes the buffers before the process groups go that they were opened with; nothing where none were opened."""
     base = sys.modules.get("transformer_engine.pytorch.module.base")
     if base is not None and base.is_ub_initialized():
         base.destroy_ub()

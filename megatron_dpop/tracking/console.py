@@ -68,7 +68,7 @@ class Bar:
             self._console.say("  ".join(filter(None, (f"{self._title} {done}/{self._total}", note, left))))
 
     def _time_left(self, done: int) -> str:
-        """By the mean step of this start, which holds validation and saving too; the first is no measure of others."""
+        """Reckons by the mean step of this start, validation and saving included; the first is no measure of others."""
         if done - self._first < 2 or done == self._total:
             return ""
         seconds = (time.monotonic() - self._started) / (done - self._first) * (self._total - done)
@@ -76,7 +76,7 @@ class Bar:
 
 
 def duration(seconds: float) -> str:
-    """In two units at most: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    """Writes a time in two units at most: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -43,7 +43,7 @@ class Exports:
         self.say = say
 
     def set_aside(self) -> None:
-        """Before a run begins anew: what lies here was exported from another one."""
+        """Moves away, before a run begins anew, what was exported from another one."""
         for target in (self.folder.hf, self.folder.adapter):
             if target.exists() and not is_incomplete(target):
                 self._set_aside(target)

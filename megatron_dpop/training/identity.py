@@ -30,7 +30,7 @@ Files = dict[str, dict[str, Path]]  # by config key, then by a name that says wh
 
 @dataclass(frozen=True)
 class Identity:
-    """By config key the digests of its files, and the digest of each source's tokens."""
+    """The digests of files by config key, and of each source's tokens."""
 
     files: dict[str, dict[str, str]]
     tokens: dict[str, str]

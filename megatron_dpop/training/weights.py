@@ -20,7 +20,7 @@ from megatron_dpop.training.identity import CONFIG, weights_id
 
 
 class StartingWeights:
-    """Of a Megatron folder, or of a Hugging Face folder, which is converted once beside the run.
+    """The weights of a Megatron folder, or of a Hugging Face folder, which is converted once beside the run.
 
     Every rank calls every method. What a conversion is called by is its source's content: two models of one name do not
     meet, and a model that was merely copied or touched is not converted again.
@@ -45,7 +45,7 @@ class StartingWeights:
 
     @cached_property
     def id(self) -> str:
-        """Of the torch_dist folder's bytes: the same for one that was converted beforehand."""
+        """Identifies the torch_dist folder's bytes: the same for one that was converted beforehand."""
         if self._converted is None:
             return weights_id({name: value for name, value in self._digests.items() if name != CONFIG})
         return weights_id(read_checksums(self.folder) or {})

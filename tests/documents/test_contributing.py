@@ -1,5 +1,6 @@
 """CONTRIBUTING.md, the picture of packages, the workflows and the hooks agree with the repository."""
 
+import ast
 import json
 import re
 import subprocess
@@ -78,3 +79,19 @@ def test_a_plan_from_python_is_the_commands(
     planned = megatron_dpop.plan_config("examples/plan/qwen-72b.yaml", gpus=64, pair=(450, 230, 160))
     assert planned.choice.devices == 64
     assert planned.memory.total == shown["memory_bytes"]["total"]
+
+
+FRAGMENTS = {"Of", "By", "As", "Before", "For", "With", "Without", "In"}
+
+
+def test_docstrings_are_sentences() -> None:
+    """They begin with a verb or with what the thing is, not with a fragment that the name has to complete."""
+    fragments = [
+        f"{path.relative_to(ROOT)}: {text.splitlines()[0]}"
+        for package in ("megatron_dpop", "checkpoint_convert", "dpop_base", "tools")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)
+        if (text := ast.get_docstring(node)) and text.split()[0] in FRAGMENTS
+    ]
+    assert fragments == []

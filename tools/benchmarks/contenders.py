@@ -73,7 +73,7 @@ Turn = Callable[[], None]
 
 @dataclass
 class Outcome:
-    """Of one contender's run."""
+    """What one contender's run gave."""
 
     step_seconds: list[float]
     processor_seconds: list[float]  # of all of the process's threads, a step: other work on the machine changes it less

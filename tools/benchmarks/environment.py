@@ -48,7 +48,7 @@ def _processor() -> dict[str, Any]:
 
 
 def one_line(found: dict[str, Any]) -> str:
-    """For the head of a table."""
+    """Describes the environment for the head of a table."""
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items() if number)
     device = found.get("gpu") or f"{found['processor']} ({', '.join(found['features'])})"
     return f"{device}; {found['threads']} threads; {versions}"

@@ -64,7 +64,7 @@ FIXED = "fixed:"
 
 
 def lengths_of(kind: str) -> Callable[[Draw, int], PairLengths] | None:
-    """Of a name in KINDS, or of "fixed:PROMPT,COMPLETION,COMMON" (tokens); None for anything else."""
+    """Returns lengths of a name in KINDS, or of "fixed:PROMPT,COMPLETION,COMMON" (tokens); None for anything else."""
     if kind.startswith(FIXED):
         try:
             prompt, completion, common = (int(word) for word in kind.removeprefix(FIXED).split(","))

@@ -55,7 +55,7 @@ def mean_work(session: Session, steps: Sequence[int]) -> Work:
 
 @dataclass(frozen=True)
 class Rates:
-    """Of counted steps; the time of a step is the median."""
+    """Rates of counted steps; the time of a step is the median."""
 
     step_seconds: float
     spread_seconds: tuple[float, float]

@@ -29,7 +29,7 @@ def try_inputs(
     names: list[str], seed: int, *, first: int, seconds: float | None = None, count: int | None = None
 ) -> Iterator[FuzzFinding | None]:
     """
-    For each input a finding, or None where the answer was good: kinds in turn, each from number `first` on, until the
+    Yields each input's finding, or None where all was good: kinds in turn, each from number `first` on, until the
     time is over or there were `count` of each.
     """
     end = time.monotonic() + seconds if seconds is not None else None

@@ -50,7 +50,7 @@ def _error(found: Tensor, wanted: Tensor) -> float:
 
 
 def _leaves(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Of bf16 numbers, whatever the dtype."""
+    """Draws bf16 numbers, whatever the dtype."""
     return [tensor.to(torch.bfloat16).to(dtype).requires_grad_() for tensor in tensors]
 
 

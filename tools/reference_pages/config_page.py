@@ -101,7 +101,7 @@ def _losses() -> str:
 
 
 def _comments_with_bases(kind: type) -> dict[str, str]:
-    """As `_comments`, those of the classes that it extends included."""
+    """Returns what `_comments` does, and those of the classes that it extends included."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if dataclasses.is_dataclass(base):
@@ -124,7 +124,7 @@ def _comments(kind: type) -> dict[str, str]:
 
 
 def _value(value: object) -> str:
-    """As YAML writes it."""
+    """Writes a value as YAML does."""
     if isinstance(value, tuple):
         return f"`[{', '.join(_value(item).strip('`') for item in value)}]`"
     if isinstance(value, bool) or value is None:
@@ -135,7 +135,7 @@ def _value(value: object) -> str:
 
 
 def _type(hint: Any) -> str:
-    """In words: `whole number ≥ 1 or null`."""
+    """Says a type in words: `whole number ≥ 1 or null`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint == schema.Sources or (origin is Annotated and schema.SourceConfig in typing.get_args(arguments[0])):
         return "files: one path, or a list of paths or sources"
@@ -153,7 +153,7 @@ def _type(hint: Any) -> str:
 
 
 def _bounds(extra: Any) -> str:
-    """Of one annotation; what is no bound says nothing."""
+    """Says the bounds of one annotation; what is no bound says nothing."""
     rules = getattr(extra, "metadata", (extra,))
     limits = ((BOUNDS.get(type(rule)), rule) for rule in rules)
     return " and ".join(f"{sign} {dataclasses.astuple(rule)[0]}" for sign, rule in limits if sign)

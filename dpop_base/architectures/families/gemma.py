@@ -32,7 +32,7 @@ def _build(fields: Fields) -> Architecture:
 
 
 def _rope_tables(fields: Fields) -> tuple[dict[str, object], dict[str, object]]:
-    """Of layers that see all, and of those that slide a window; `rope_scaling` is of the former alone."""
+    """Reads the tables of layers that see all and of those with a window; only the former have `rope_scaling`."""
     tables = rope_table(fields, "rope_parameters")
     if set(tables) - {FULL, SLIDING} or not all(isinstance(table, dict) for table in tables.values()):
         raise fields.error(f"rope_parameters is {tables!r}", f"it must hold a table for {FULL!r} and {SLIDING!r}")

@@ -23,7 +23,7 @@ def _build(fields: Fields) -> Architecture:
 
 
 def _rotated(fields: Fields) -> list[bool]:
-    """Of each layer, whether it has rotary positions: `no_rope_layers` holds 1 for those that have them."""
+    """Tells which layers have rotary positions: `no_rope_layers` holds 1 for those that have them."""
     layers = fields.integer("num_hidden_layers")
     every = fields.integer("no_rope_layer_interval")
     flags = fields.get("no_rope_layers")

@@ -29,7 +29,7 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """In words: the format and the columns that are not called by their role."""
+        """Says the format in words, and the columns that are not called by their role."""
         renamed = [
             f"{role}: {column}" for role, column in self.columns.items() if role not in BESIDE and role != column
         ]

@@ -101,7 +101,7 @@ def _check_names(
 
 
 def _tokens(examples: Sequence[list[Record]], tokenizer: TextTokenizer | None) -> Iterator[list[Any]]:
-    """Of each row's examples their tokens, None without a tokenizer; encoded together."""
+    """Encodes all rows' examples together; None without a tokenizer."""
     records = [record for row in examples for record in row]
     found: Sequence[Any] = [None] * len(records)
     if tokenizer is not None:
