@@ -16,7 +16,7 @@ from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.legacy_archive import LegacyArchive, is_legacy
 from checkpoint_convert.tensors.pickles import StoredTensor
 from checkpoint_convert.tensors.safetensors_file import SafetensorsFile
-from checkpoint_convert.tensors.source import TensorInfo, read_exactly
+from checkpoint_convert.tensors.source import TensorInfo, open_to_read, read_exactly
 from dpop_base.errors import UserError, printable
 from dpop_base.files import is_file_name
 
@@ -39,10 +39,7 @@ class BinFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be opened ({error.strerror}); download it again") from None
+        self._descriptor = open_to_read(path)
         try:
             legacy = is_legacy(self._descriptor)
             archive = LegacyArchive(self._descriptor, path) if legacy else TorchArchive(self._descriptor, path)

@@ -10,7 +10,7 @@ from typing import Any
 
 from checkpoint_convert.manifest import CheckedBytes, Stretch
 from checkpoint_convert.tensors.dtypes import FROM_SAFETENSORS, ITEM_BYTES, OTHER_ITEM_BYTES, SAFETENSORS
-from checkpoint_convert.tensors.source import TensorInfo, read_exactly
+from checkpoint_convert.tensors.source import TensorInfo, open_to_read, read_exactly
 from dpop_base.errors import UserError, first_line, printable
 
 MOST_DIMENSIONS = 64
@@ -25,10 +25,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path, stretches: Iterable[Stretch] = ()) -> None:
         self.path = path
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be opened ({error.strerror}); download it again") from None
+        self._descriptor = open_to_read(path)
         self.tensors: dict[str, TensorInfo] = {}
         self._offsets: dict[str, int] = {}
         self._checked = CheckedBytes(self._descriptor, path, stretches)

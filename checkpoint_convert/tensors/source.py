@@ -71,6 +71,14 @@ def check_unchanged(states: list[FileState]) -> None:
             raise UserError(f"{state.path}: changed while it was being converted; leave the source alone and run again")
 
 
+def open_to_read(path: Path) -> int:
+    """Returns a descriptor of a source's file. Raises UserError."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); download it again") from None
+
+
 def read_exactly(descriptor: int, path: Path, offset: int, out: memoryview) -> None:
     """
     Fills `out` from the file at `offset`. Reading, not mapping: a source that is truncated underneath is then an

@@ -1,6 +1,7 @@
 """Rows as tensors on the device, with the reference's log-probabilities beside them."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,23 +88,27 @@ class RowSource:
         seed: int,
         shuffle: bool,
     ) -> None:
-        self.dataset = dataset
         self.engine = engine
         self.capacity_tokens = capacity_tokens
         self.share_prefix = share_prefix
         self.batch = batch
         self.seed = seed
         self.shuffle = shuffle
-        self.shapes = dataset_shapes(dataset, share_prefix=share_prefix)
+        fp8 = engine.config.fp8 is not None
+        self.multiple = capacity_tokens if engine.equal_rows else row_multiple(engine.layout, fp8=fp8)
+        self._look_at(dataset)
+
+    def _look_at(self, dataset: Examples) -> None:
+        """Sets the dataset, and what its lengths come to under these settings."""
+        self.dataset = dataset
+        self.shapes = dataset_shapes(dataset, share_prefix=self.share_prefix)
         self.unshared = dataset_shapes(dataset, share_prefix=False)
         self.flops = forward_flops(
-            engine.architecture,
+            self.engine.architecture,
             tokens=self.shapes.row_tokens,
             scores=self.shapes.scores,
             attended=self.shapes.attended,
         )
-        fp8 = engine.config.fp8 is not None
-        self.multiple = capacity_tokens if engine.equal_rows else row_multiple(engine.layout, fp8=fp8)
 
     @classmethod
     def of(cls, config: Config, dataset: Examples, engine: ModelEngine, *, shuffle: bool) -> "RowSource":
@@ -120,15 +125,9 @@ class RowSource:
 
     def over(self, dataset: Examples) -> "RowSource":
         """The rows that another dataset has under the same settings."""
-        return RowSource(
-            dataset,
-            self.engine,
-            capacity_tokens=self.capacity_tokens,
-            share_prefix=self.share_prefix,
-            batch=self.batch,
-            seed=self.seed,
-            shuffle=self.shuffle,
-        )
+        other = copy(self)
+        other._look_at(dataset)
+        return other
 
     def __len__(self) -> int:
         return len(self.dataset)
