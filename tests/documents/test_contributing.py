@@ -95,3 +95,9 @@ def test_docstrings_are_sentences() -> None:
         if (text := ast.get_docstring(node)) and text.split()[0] in FRAGMENTS
     ]
     assert fragments == []
+
+
+def test_issue_templates_ask_in_words() -> None:
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        for field in yaml.safe_load(path.read_text())["body"]:
+            assert field["attributes"].keys() <= {"label", "description", "render"}, path.name
