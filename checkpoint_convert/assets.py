@@ -80,8 +80,9 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 def announcing(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     """
-    `config` as we write it: it announces `dtype`, and `torch_dtype`, `rope_theta` and `rope_scaling` stand beside
-    transformers 5's `dtype` and `rope_parameters`, for the many readers that know the former alone.
+    `config` as we write it: it announces `dtype`, and `torch_dtype`, `rope_theta`, `rope_scaling` and a Qwen3's
+    `num_experts` stand beside transformers 5's `dtype`, `rope_parameters` and `num_local_experts`, for the many readers
+    that know the former alone.
     """
     config = dict(config)
     for name in ("dtype", "torch_dtype") if "dtype" in config else ("torch_dtype",):
@@ -89,6 +90,8 @@ def announcing(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     if config.get("model_type") == "qwen":  # Qwen1's own code decides by these flags
         flags = {"bf16": dtype == "bf16", "fp16": dtype == "fp16", "fp32": dtype == "fp32"}
         config.update({key: value for key, value in flags.items() if key in config and config[key] != value})
+    if config.get("model_type") == "qwen3_moe" and "num_local_experts" in config:  # transformers 5's name for it
+        config["num_experts"] = config["num_local_experts"]
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and isinstance(rope.get("rope_theta"), int | float):
         config["rope_theta"] = rope["rope_theta"]

@@ -1,6 +1,7 @@
 """From a Hugging Face folder to a Megatron `torch_dist` checkpoint, without building the model."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,19 +11,16 @@ from checkpoint_convert.conversion.journal import Journal
 from checkpoint_convert.conversion.match import check_all_used, common_dtype
 from checkpoint_convert.conversion.plan import OutputFile, Piece, cut, group, main_dtype, target_file_bytes
 from checkpoint_convert.conversion.run import default_workers
+from checkpoint_convert.fused_experts import split_fused_experts
 from checkpoint_convert.locate import checkpoint_kind
 from checkpoint_convert.rules.families import RECOMPUTED, RULES
 from checkpoint_convert.rules.rule import TensorRecipe, from_megatron, to_megatron
 from checkpoint_convert.tensors.archive import write_tensor_archive
 from checkpoint_convert.tensors.huggingface import HuggingFaceSource
 from checkpoint_convert.tensors.source import FileState, TensorInfo, TensorSource
+from checkpoint_convert.tensors.stacked import stacked_key
 from checkpoint_convert.tensors.stretches import same_elements
-from checkpoint_convert.tensors.torch_dist_write import (
-    StoredChunk,
-    split_layer,
-    stacked_shape,
-    write_checkpoint_files,
-)
+from checkpoint_convert.tensors.torch_dist_write import StoredChunk, write_checkpoint_files
 from dpop_base.architectures.architecture import Architecture
 from dpop_base.architectures.read import read_architecture
 from dpop_base.checkpoint_names import ASSETS, TRACKER
@@ -92,7 +90,7 @@ def write_megatron(
         target=target,
         files=files,
         begin=lambda stream, file: None,
-        write_piece=_write_piece,
+        write_piece=partial(_write_piece, a),
         finish=lambda journal: _finish(target, a, files, journal, copy),
     )
     convert(conversion, workers=workers, progress=progress)
@@ -100,6 +98,7 @@ def write_megatron(
 
 def check_source(folder: Path, source: HuggingFaceSource, a: Architecture) -> None:
     """Raises UserError unless each tensor has exactly one place in the architecture, and each place a tensor."""
+    split_fused_experts(source, a)
     expected = from_megatron(RULES[a.family], a)
     embedding = RULES[a.family][0].family[0]
     if a.tied_embeddings and embedding not in source.tensors and "lm_head.weight" in source.tensors:
@@ -121,22 +120,27 @@ def check_source(folder: Path, source: HuggingFaceSource, a: Architecture) -> No
 def plan_megatron(a: Architecture, tensors: dict[str, TensorInfo], dtype: str | None) -> list[OutputFile]:
     """The files to write, relative to the target folder. Raises UserError where stacked tensors differ in dtype."""
     recipes = to_megatron(RULES[a.family], a)
-    dtypes = _dtype_per_key(recipes, tensors, dtype)
-    pieces = [cut(recipe, dtypes[split_layer(recipe.name)[0]]) for recipe in recipes]
+    keys = [stacked_key(recipe.name, layers_are_alike=a.layers_are_alike)[0] for recipe in recipes]
+    dtypes = _dtype_per_key(keys, recipes, tensors, dtype)
+    pieces = [cut(recipe, dtypes[key]) for recipe, key in zip(recipes, keys, strict=True)]
     total = sum(piece.num_bytes for tensor in pieces for piece in tensor)
     groups = group(pieces, target_file_bytes(total))
     return [OutputFile(f"{ITERATION}/__0_{i}.distcp", pieces) for i, pieces in enumerate(groups)]
 
 
-def _dtype_per_key(recipes: list[TensorRecipe], tensors: dict[str, TensorInfo], dtype: str | None) -> dict[str, str]:
+def _dtype_per_key(
+    keys: list[str], recipes: list[TensorRecipe], tensors: dict[str, TensorInfo], dtype: str | None
+) -> dict[str, str]:
     sources: dict[str, list[str]] = {}
-    for recipe in recipes:
-        sources.setdefault(split_layer(recipe.name)[0], []).extend(s.source for s in recipe.segments)
+    for key, recipe in zip(keys, recipes, strict=True):
+        sources.setdefault(key, []).extend(s.source for s in recipe.segments)
     return {key: common_dtype(names, tensors, dtype) for key, names in sources.items()}
 
 
-def _write_piece(stream: BinaryIO, piece: Piece, parts: Iterable[memoryview]) -> int:
-    return write_tensor_archive(stream, stacked_shape(piece.tensor, piece.shape), piece.dtype, parts)
+def _write_piece(a: Architecture, stream: BinaryIO, piece: Piece, parts: Iterable[memoryview]) -> int:
+    """On disk a piece has one more axis, of size 1, for each that stacks its key."""
+    place = stacked_key(piece.tensor, layers_are_alike=a.layers_are_alike)[1]
+    return write_tensor_archive(stream, (*[1] * len(place), *piece.shape), piece.dtype, parts)
 
 
 def _finish(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from checkpoint_convert.expert_logits import mixture_of_experts
 from checkpoint_convert.frequencies import frequencies
 from checkpoint_convert.tensors.source import TensorSource
 from checkpoint_convert.tensors.torch_dtypes import TORCH
@@ -54,8 +55,12 @@ def forward(
             q, k = _rotate(q, cos, sin, a), _rotate(k, cos, sin, a)
         mixed = _attend(q, k, v, a, a.window(layer))
         x = _added(x, F.linear(mixed, read("output"), _bias(read, "output_bias", a.attention_output_bias)), read, 1, a)
-        gate, up = _gate_up(read, _rms_norm(x, read("norm2"), a))
-        x = _added(x, F.linear(_ACTIVATIONS[a.activation](gate) * up, read("down")), read, 2, a)
+        if a.has_experts(layer):
+            mixture = mixture_of_experts(weights, a, layer, _rms_norm(x, read("expert_norm"), a), megatron=megatron)
+            x = _added(x, mixture, read, 2, a)
+        else:
+            gate, up = _gate_up(read, _rms_norm(x, read("norm2"), a))
+            x = _added(x, F.linear(_ACTIVATIONS[a.activation](gate) * up, read("down")), read, 2, a)
     x = _rms_norm(x[-keep:] if keep else x, weights(names["final_norm"]), a)
     return F.linear(x, weights(names["embedding" if a.tied_embeddings else "head"])) / a.logits_divisor
 
@@ -170,6 +175,7 @@ _LLAMA = {
     "output": "model.layers.{layer}.self_attn.o_proj.weight",
     "output_bias": "model.layers.{layer}.self_attn.o_proj.bias",
     "norm2": "model.layers.{layer}.post_attention_layernorm.weight",
+    "expert_norm": "model.layers.{layer}.post_attention_layernorm.weight",
     "gate": "model.layers.{layer}.mlp.gate_proj.weight",
     "up": "model.layers.{layer}.mlp.up_proj.weight",
     "down": "model.layers.{layer}.mlp.down_proj.weight",
@@ -218,6 +224,7 @@ _MEGATRON = {
     "output_bias": "decoder.layers.{layer}.self_attention.linear_proj.bias",
     "post_norm1": "decoder.layers.{layer}.self_attention.linear_proj.post_layernorm.weight",
     "norm2": "decoder.layers.{layer}.mlp.linear_fc1.layer_norm_weight",
+    "expert_norm": "decoder.layers.{layer}.pre_mlp_layernorm.weight",
     "gate_up": "decoder.layers.{layer}.mlp.linear_fc1.weight",
     "down": "decoder.layers.{layer}.mlp.linear_fc2.weight",
     "post_norm2": "decoder.layers.{layer}.mlp.linear_fc2.post_layernorm.weight",

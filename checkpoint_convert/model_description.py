@@ -19,7 +19,7 @@ from dpop_base.files import write_json
 # Where Megatron-Bridge and NeMo 2 keep the tokenizer, from the folder that holds the tensors.
 TOKENIZERS = (Path("tokenizer"), Path("..") / "context" / "nemo_tokenizer")
 
-TOLD_BY_ARGUMENTS = ("llama", "mistral", "qwen2", "qwen3")
+TOLD_BY_ARGUMENTS = ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 
 
 @dataclass(frozen=True)

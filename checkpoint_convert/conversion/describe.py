@@ -11,6 +11,7 @@ from checkpoint_convert.megatron_to_hf import plan_huggingface
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron, to_megatron
 from checkpoint_convert.tensors.source import TensorInfo
+from dpop_base.architectures.architecture import Architecture
 from dpop_base.architectures.read import read_architecture, read_config_dtype
 from dpop_base.errors import UserError
 
@@ -32,7 +33,7 @@ def describe(source: Path, to: Literal["megatron", "huggingface"], dtype: str | 
         [
             f"{a.family}: {a.num_layers} layers, hidden {a.hidden_size}, {a.num_attention_heads} heads, "
             f"{a.num_key_value_heads} key/value heads of {a.head_dim}, feed-forward {a.ffn_hidden_size}, "
-            f"vocabulary {a.vocab_size}",
+            f"vocabulary {a.vocab_size}{_experts(a)}",
             f"{parameters:,} parameters, {stored} as config.json says" + (f", to {dtype}" if dtype else ""),
             f"reads {len(read)} tensors, {sum(info.num_bytes for info in tensors.values()):,} bytes",
             f"writes {len(written)} tensors, {sum(file.num_bytes for file in files):,} bytes, in {len(files)} files:",
@@ -40,6 +41,14 @@ def describe(source: Path, to: Literal["megatron", "huggingface"], dtype: str | 
             f"each worker holds {PART_BYTES >> 10} KiB of tensors (twice that where the dtype changes)",
         ]
     )
+
+
+def _experts(a: Architecture) -> str:
+    if a.experts is None:
+        return ""
+    dense = f", {len(a.experts.dense_layers)} layers without" if a.experts.dense_layers else ""
+    shared = f", a shared one of {a.experts.shared_ffn_hidden_size}" if a.experts.shared_ffn_hidden_size else ""
+    return f", {a.experts.count} experts of {a.experts.ffn_hidden_size}, {a.experts.per_token} a token{shared}{dense}"
 
 
 def _line(file: OutputFile) -> str:

@@ -2,8 +2,11 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from checkpoint_convert.rules.layouts import (
+    Size,
+    expert_feed_forward,
     feed_forward,
     fused_gate_up,
     gate_then_up,
@@ -11,11 +14,14 @@ from checkpoint_convert.rules.layouts import (
     grouped_qkv,
     head,
     hidden,
+    num_experts,
+    one,
     queries,
+    shared_feed_forward,
     vocabulary,
     whole,
 )
-from checkpoint_convert.rules.rule import TensorRule
+from checkpoint_convert.rules.rule import Layers, TensorRule, every_layer, has_experts
 from dpop_base.architectures.architecture import Architecture
 
 LAYER = "decoder.layers.{layer}."
@@ -37,6 +43,14 @@ def _untied(a: Architecture) -> bool:
     return not a.tied_embeddings
 
 
+def _is_dense(a: Architecture, layer: int) -> bool:
+    return not a.has_experts(layer)
+
+
+def _has_shared_expert(a: Architecture) -> bool:
+    return a.experts is not None and a.experts.shared_ffn_hidden_size is not None
+
+
 def _fused_qkv(layer: str) -> tuple[TensorRule, ...]:
     """Phi-3."""
     name = layer + "self_attn.qkv_proj.weight"
@@ -55,12 +69,58 @@ def _split_qkv(layer: str) -> tuple[TensorRule, ...]:
 
 def _fused_mlp(layer: str) -> tuple[TensorRule, ...]:
     """Phi-3, GLM."""
-    return (TensorRule(LAYER + "mlp.linear_fc1.weight", (layer + "mlp.gate_up_proj.weight",), fused_gate_up, hidden),)
+    return (
+        TensorRule(LAYER + "mlp.linear_fc1.weight", (layer + "mlp.gate_up_proj.weight",), fused_gate_up, hidden),
+        TensorRule(LAYER + "mlp.linear_fc2.weight", (layer + "mlp.down_proj.weight",), whole(hidden), feed_forward),
+    )
+
+
+def _gated(
+    megatron: str, names: tuple[str, str, str], size: Size, layers: Layers = every_layer
+) -> tuple[TensorRule, ...]:
+    """A gated feed-forward of Megatron's from the family's gate, up and down projections, without `.weight`."""
+    gate, up, down = (name + ".weight" for name in names)
+    return (
+        TensorRule(megatron + "linear_fc1.weight", (gate, up), gate_then_up(size), hidden, layers=layers),
+        TensorRule(megatron + "linear_fc2.weight", (down,), whole(hidden), size, layers=layers),
+    )
+
+
+def _gate_up_down(prefix: str) -> tuple[str, str, str]:
+    return prefix + "gate_proj", prefix + "up_proj", prefix + "down_proj"
 
 
 def _split_mlp(layer: str) -> tuple[TensorRule, ...]:
-    names = (layer + "mlp.gate_proj.weight", layer + "mlp.up_proj.weight")
-    return (TensorRule(LAYER + "mlp.linear_fc1.weight", names, gate_then_up, hidden),)
+    return _gated(LAYER + "mlp.", _gate_up_down(layer + "mlp."), feed_forward, _is_dense)
+
+
+def _mixture(layer: str, *, router: str, expert: tuple[str, str, str]) -> tuple[TensorRule, ...]:
+    """A router and experts; `expert`: gate, up and down projections of `{expert}`."""
+    mlp = LAYER + "mlp."
+    names = (layer + expert[0], layer + expert[1], layer + expert[2])
+    router_rule = TensorRule(mlp + "router.weight", (layer + router,), whole(num_experts), hidden, layers=has_experts)
+    return (router_rule, *_gated(mlp + "experts.experts.{expert}.", names, expert_feed_forward, has_experts))
+
+
+def _qwen_mixture(layer: str) -> tuple[TensorRule, ...]:
+    """Layers of experts, with or without a shared one, among dense ones."""
+    shared = _gated(
+        LAYER + "mlp.shared_experts.", _gate_up_down(layer + "mlp.shared_expert."), shared_feed_forward, has_experts
+    )
+    gate = LAYER + "mlp.shared_experts.gate_weight", (layer + "mlp.shared_expert_gate.weight",)
+    return (
+        *_split_mlp(layer),
+        *_mixture(layer, router="mlp.gate.weight", expert=_gate_up_down("mlp.experts.{expert}.")),
+        *(replace(rule, when=_has_shared_expert) for rule in shared),
+        TensorRule(*gate, whole(one), hidden, when=_has_shared_expert, layers=has_experts),
+    )
+
+
+def _mixtral_mixture(layer: str) -> tuple[TensorRule, ...]:
+    """w2(silu(w1(x)) * w3(x))."""
+    expert = "block_sparse_moe.experts.{expert}."
+    names = (expert + "w1", expert + "w3", expert + "w2")
+    return _mixture(layer, router="block_sparse_moe.gate.weight", expert=names)
 
 
 Part = Callable[[str], tuple[TensorRule, ...]]
@@ -95,9 +155,16 @@ def _llama_like(
         TensorRule(to_attention + "linear_proj.weight", (attention + "o_proj.weight",), whole(hidden), queries),
         TensorRule(to_attention + "linear_proj.bias", (attention + "o_proj.bias",), whole(hidden), when=_output_bias),
         *after_attention,
-        TensorRule(to_mlp + "linear_fc1.layer_norm_weight", (layer + second_norm + ".weight",), whole(hidden)),
+        TensorRule(
+            to_mlp + "linear_fc1.layer_norm_weight",
+            (layer + second_norm + ".weight",),
+            whole(hidden),
+            layers=_is_dense,
+        ),
+        TensorRule(
+            LAYER + "pre_mlp_layernorm.weight", (layer + second_norm + ".weight",), whole(hidden), layers=has_experts
+        ),
         *mlp(layer),
-        TensorRule(to_mlp + "linear_fc2.weight", (layer + "mlp.down_proj.weight",), whole(hidden), feed_forward),
         *after_mlp,
         TensorRule("decoder.final_layernorm.weight", ("model.norm.weight",), whole(hidden)),
         TensorRule("output_layer.weight", ("lm_head.weight",), whole(vocabulary), hidden, when=_untied),
@@ -120,7 +187,7 @@ def _qwen1() -> tuple[TensorRule, ...]:
             queries,
         ),
         TensorRule(to_fc1 + "layer_norm_weight", (layer + "ln_2.weight",), whole(hidden)),
-        TensorRule(to_fc1 + "weight", (gate, up), gate_then_up, hidden),
+        TensorRule(to_fc1 + "weight", (gate, up), gate_then_up(feed_forward), hidden),
         TensorRule(LAYER + "mlp.linear_fc2.weight", (layer + "mlp.c_proj.weight",), whole(hidden), feed_forward),
         TensorRule("decoder.final_layernorm.weight", ("transformer.ln_f.weight",), whole(hidden)),
         TensorRule("output_layer.weight", ("lm_head.weight",), whole(vocabulary), hidden, when=_untied),
@@ -139,10 +206,13 @@ RULES: dict[str, tuple[TensorRule, ...]] = {
     "internlm3": _llama_like(),
     "llama": _llama_like(),
     "mistral": _llama_like(),
+    "mixtral": _llama_like(mlp=_mixtral_mixture),
     "phi3": _llama_like(qkv=_fused_qkv, mlp=_fused_mlp),
     "qwen": _qwen1(),
     "qwen2": _llama_like(),
+    "qwen2_moe": _llama_like(mlp=_qwen_mixture),
     "qwen3": _llama_like(),
+    "qwen3_moe": _llama_like(mlp=_qwen_mixture),
     "seed_oss": _llama_like(),
     "smollm3": _llama_like(),
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.architecture import Architecture, Experts
 
 Size = Callable[[Architecture], int]
 # (index of the source, first row, rows), in the order in which Megatron stores them
@@ -21,6 +21,27 @@ def feed_forward(a: Architecture) -> int:
     return a.ffn_hidden_size
 
 
+def of_experts(read: Callable[[Experts], int | None]) -> Size:
+    """A size that only a mixture of experts has."""
+
+    def size(a: Architecture) -> int:
+        assert a.experts is not None
+        found = read(a.experts)
+        assert found is not None
+        return found
+
+    return size
+
+
+num_experts = of_experts(lambda experts: experts.count)
+expert_feed_forward = of_experts(lambda experts: experts.ffn_hidden_size)
+shared_feed_forward = of_experts(lambda experts: experts.shared_ffn_hidden_size)
+
+
+def one(a: Architecture) -> int:
+    return 1
+
+
 def head(a: Architecture) -> int:
     return a.head_dim
 
@@ -34,9 +55,9 @@ def whole(size: Size) -> Layout:
     return lambda a: [(0, 0, size(a))]
 
 
-def gate_then_up(a: Architecture) -> list[tuple[int, int, int]]:
+def gate_then_up(size: Size) -> Layout:
     """`linear_fc1`: all gate rows, then all up rows."""
-    return [(0, 0, a.ffn_hidden_size), (1, 0, a.ffn_hidden_size)]
+    return lambda a: [(0, 0, size(a)), (1, 0, size(a))]
 
 
 def grouped_qkv(a: Architecture) -> list[tuple[int, int, int]]:

@@ -29,6 +29,8 @@ class _File(Protocol):
 
     def read_rows(self, name: str, first: int, rows: int, out: memoryview) -> None: ...
 
+    def read_bytes(self, name: str, start: int, out: memoryview) -> None: ...
+
     def checks(self) -> list[Callable[[], None]]: ...
 
     def close(self) -> None: ...
@@ -58,8 +60,11 @@ class BinFile:
         return []
 
     def read_rows(self, name: str, first: int, rows: int, out: memoryview) -> None:
-        offset = self._offsets[name] + first * self.tensors[name].row_bytes
-        read_exactly(self._descriptor, self.path, offset, out)
+        self.read_bytes(name, first * self.tensors[name].row_bytes, out)
+
+    def read_bytes(self, name: str, start: int, out: memoryview) -> None:
+        """Fills `out` with a tensor's bytes from its byte `start` on."""
+        read_exactly(self._descriptor, self.path, self._offsets[name] + start, out)
 
     def _place(self, archive: TorchArchive | LegacyArchive, name: Any, tensor: Any) -> TensorInfo:
         if not isinstance(name, str) or not isinstance(tensor, StoredTensor) or not tensor.contiguous:
@@ -87,6 +92,7 @@ class HuggingFaceSource:
         self._stretches = stretches_of(folder)
         self._files: list[_File] = []
         self._home: dict[str, tuple[_File, str]] = {}  # the file, and the tensor's name in it
+        self._first_row: dict[str, int] = {}  # of the parts of tensors that were split, in rows of their own length
         self.tensors: dict[str, TensorInfo] = {}
         try:
             for name in _weight_files(folder, names):
@@ -111,9 +117,21 @@ class HuggingFaceSource:
         self._home[new] = self._home.pop(name)
         self.tensors[new] = self.tensors.pop(name)
 
+    def split(self, name: str, parts: dict[str, int], columns: int) -> None:
+        """Puts matrices, named and of so many rows in `parts`, in the place of the tensor that holds them in a row."""
+        info, first = self.tensors.pop(name), 0
+        for part, rows in parts.items():
+            self.tensors[part] = TensorInfo((rows, columns), info.dtype)
+            self._home[part] = self._home[name]
+            self._first_row[part] = first
+            first += rows
+
     def read_rows(self, name: str, first: int, rows: int, out: memoryview) -> None:
         file, stored = self._home[name]
-        file.read_rows(stored, first, rows, out)
+        if name in self._first_row:
+            file.read_bytes(stored, (self._first_row[name] + first) * self.tensors[name].row_bytes, out)
+        else:
+            file.read_rows(stored, first, rows, out)
 
     def check_elements(self) -> None:
         """Raises UserError for any byte that has a checksum and is not as it was written. Reads all of them."""

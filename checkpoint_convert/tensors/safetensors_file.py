@@ -44,7 +44,11 @@ class SafetensorsFile:
         return self._checked.checks()
 
     def read_rows(self, name: str, first: int, rows: int, out: memoryview) -> None:
-        offset = self._offsets[name] + first * self.tensors[name].row_bytes
+        self.read_bytes(name, first * self.tensors[name].row_bytes, out)
+
+    def read_bytes(self, name: str, start: int, out: memoryview) -> None:
+        """Fills `out` with a tensor's bytes from its byte `start` on."""
+        offset = self._offsets[name] + start
         self._checked.check(offset, len(out))
         read_exactly(self._descriptor, self.path, offset, out)
 

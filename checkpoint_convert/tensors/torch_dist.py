@@ -1,10 +1,12 @@
 """A Megatron `torch_dist` folder as a source of tensors, layer by layer, in whatever layout it was saved."""
 
+import itertools
 import math
 import os
 import pickle
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -14,14 +16,14 @@ from checkpoint_convert.tensors.archive import TorchArchive
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
 from checkpoint_convert.tensors.pickles import Chunk, Index, Metadata, StoredTensor, TensorEntry, load_dcp_metadata
 from checkpoint_convert.tensors.source import TensorInfo, read_exactly
+from checkpoint_convert.tensors.stacked import stacked_axes, tensors_of
 from dpop_base.errors import UserError, printable
 from dpop_base.files import is_file_name
 
 OPTIMIZER = "optimizer."
-MOST_LAYERS = 10_000  # of which no model has a tenth
+MOST_STACKED = 1_000_000  # tensors of one key, layers times experts: no model has a tenth
 # What wrappers of the model put before its names: NeMo 2 (Lightning) and Megatron-Bridge.
 PREFIX = re.compile(r"((?:(?:model|module)\.)+)(?:embedding|decoder|output_layer)\.")
-STACKED = re.compile(r"decoder\.layers\.(?!\d+\.)(.+)")
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,16 @@ class _Chunk:
     length: int
 
 
+# Of a chunk: rows before the tensor's; of the tensor: first row, rows, first column, columns.
+_Block = tuple[int, int, int, int, int]
+
+
 @dataclass(frozen=True)
 class _Stored:
-    """Where a named tensor lies: the key on disk, and its layer where the key stacks all layers."""
+    """Where a named tensor lies: the key on disk, and its layer and expert where the key stacks them."""
 
     key: str
-    layer: int | None
+    place: tuple[int, ...]
 
 
 class TorchDistSource:
@@ -56,7 +62,7 @@ class TorchDistSource:
         self.tensors: dict[str, TensorInfo] = {}
         self._stored: dict[str, _Stored] = {}
         self._chunks: dict[str, list[_Chunk]] = {}
-        self._blocks_of: dict[_Stored, list[tuple[_Chunk, tuple[int, int, int, int, int]]]] = {}
+        self._blocks_of: dict[str, dict[tuple[int, ...], list[tuple[_Chunk, _Block]]]] = {}  # by key and place
         self._elements: dict[_Chunk, int] = {}  # byte offset of a chunk's first element
         self._descriptors: dict[str, int] = {}
         self._lock = Lock()
@@ -94,13 +100,16 @@ class TorchDistSource:
         if filled != len(out):
             raise UserError(f"{self.folder}: the chunks of {stored.key!r} do not make up the tensor; copy it again")
 
-    def _blocks(self, stored: _Stored) -> list[tuple[_Chunk, tuple[int, int, int, int, int]]]:
+    def _blocks(self, stored: _Stored) -> list[tuple[_Chunk, _Block]]:
         """The chunks that hold parts of a tensor, and of each which: looked for once among all of its key's."""
-        found = self._blocks_of.get(stored)
+        found = self._blocks_of.get(stored.key)
         if found is None:
-            blocks = ((chunk, _block_of_layer(chunk, stored.layer)) for chunk in self._chunks[stored.key])
-            found = self._blocks_of[stored] = [(chunk, block) for chunk, block in blocks if block is not None]
-        return found
+            found = {}
+            for chunk in self._chunks[stored.key]:
+                for place, block in _blocks_of_chunk(chunk, len(stored.place)):
+                    found.setdefault(place, []).append((chunk, block))
+            self._blocks_of[stored.key] = found
+        return found.get(stored.place, [])
 
     def find_object(self, key: str) -> tuple[str, int, int] | None:
         """File, offset and length in bytes of an object that is stored among the tensors, or None."""
@@ -136,13 +145,11 @@ class TorchDistSource:
             raise UserError(f"{self.folder}: the parts of {printable(key)} do not make up the tensor; copy it again")
         self._chunks[key] = [self._locate(key, chunk) for chunk in entry.chunks]
         name = key.removeprefix(self.prefix)
-        if stacked := STACKED.fullmatch(name):
-            if not size or size[0] > MOST_LAYERS:
-                raise UserError(f"{self.folder}: {printable(key)} is of shape {list(size)}, not that of stacked layers")
-            for layer in range(size[0]):
-                self._name(f"decoder.layers.{layer}.{stacked[1]}", _Stored(key, layer), TensorInfo(size[1:], dtype))
-        else:
-            self._name(name, _Stored(key, None), TensorInfo(size, dtype))
+        axes = stacked_axes(name)
+        if len(size) < axes or math.prod(size[:axes]) > MOST_STACKED:
+            raise UserError(f"{self.folder}: {printable(key)} is of shape {list(size)}, not that of stacked layers")
+        for tensor, place in tensors_of(name, size[:axes]):
+            self._name(tensor, _Stored(key, place), TensorInfo(size[axes:], dtype))
 
     def _name(self, name: str, stored: _Stored, info: TensorInfo) -> None:
         if name in self.tensors:
@@ -213,18 +220,13 @@ def _copy_columns(
     np.frombuffer(target, np.uint8).reshape(-1, target_row)[:, start : start + rows.shape[1]] = rows
 
 
-def _block_of_layer(chunk: _Chunk, layer: int | None) -> tuple[int, int, int, int, int] | None:
-    """(rows of the chunk before this layer's, first row, rows, first column, columns), or None if not in the chunk."""
-    offsets, sizes = chunk.offsets, chunk.sizes
-    skipped_layers = 0
-    if layer is not None:
-        if not offsets[0] <= layer < offsets[0] + sizes[0]:
-            return None
-        skipped_layers = layer - offsets[0]
-        offsets, sizes = offsets[1:], sizes[1:]
-    rows = sizes[0]
+def _blocks_of_chunk(chunk: _Chunk, axes: int) -> Iterator[tuple[tuple[int, ...], _Block]]:
+    """The stacked tensors that a chunk holds a block of, by their places; `axes`: of the stack."""
+    ranges = [range(offset, offset + size) for offset, size in zip(chunk.offsets[:axes], chunk.sizes, strict=False)]
+    offsets, sizes = chunk.offsets[axes:], chunk.sizes[axes:]
     column0, columns = (offsets[1], sizes[1]) if len(sizes) > 1 else (0, 1)
-    return skipped_layers * rows, offsets[0], rows, column0, columns
+    for number, place in enumerate(itertools.product(*ranges)):
+        yield place, (number * sizes[0], offsets[0], sizes[0], column0, columns)
 
 
 def read_metadata(path: Path) -> Metadata:

@@ -12,13 +12,16 @@ from typing import Any
 from checkpoint_convert.tensors.archive import tensor_call, write_object_archive
 from checkpoint_convert.tensors.pickle_write import Call, Name, dumps
 from checkpoint_convert.tensors.pickles import DTYPES
+from checkpoint_convert.tensors.stacked import LAYERS, stacked_axes, stacked_key
 from dpop_base.architectures.architecture import Architecture, LinearScaling, RopeScaling, YarnScaling
 from dpop_base.files import replacing
 
-STACK = "decoder.layers."
 EXTRA_STATE_FILE = "__1_0.distcp"
 # What Transformer Engine's modules ask for beside their weights; the local spec does not, and ignores it.
-_PER_LAYER = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+_ATTENTION = ("self_attention.linear_qkv", "self_attention.linear_proj")
+_DENSE = ("mlp.linear_fc1", "mlp.linear_fc2")
+_SPARSE = ("pre_mlp_layernorm", "mlp.shared_experts.linear_fc1", "mlp.shared_experts.linear_fc2")
+_EXPERT = ("mlp.experts.experts.{expert}.linear_fc1", "mlp.experts.experts.{expert}.linear_fc2")
 _POST_NORMS = ("self_attention.linear_proj.post_layernorm", "mlp.linear_fc2.post_layernorm")
 _PER_LAYER_NORMS = ("self_attention.q_layernorm", "self_attention.k_layernorm")
 
@@ -37,19 +40,6 @@ class StoredChunk:
     file: str
     offset: int
     length: int
-
-
-def split_layer(tensor: str) -> tuple[str, int | None]:
-    """`decoder.layers.3.rest` to (`decoder.layers.rest`, 3): on disk, all layers share one stacked key."""
-    if not tensor.startswith(STACK):
-        return tensor, None
-    layer, _, rest = tensor.removeprefix(STACK).partition(".")
-    return STACK + rest, int(layer)
-
-
-def stacked_shape(tensor: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of a piece on disk: a layer's has one more axis, of size 1."""
-    return shape if split_layer(tensor)[1] is None else (1, *shape)
 
 
 def write_checkpoint_files(folder: Path, architecture: Architecture, chunks: Iterable[StoredChunk]) -> None:
@@ -87,6 +77,7 @@ def common_state(a: Architecture) -> dict[str, object]:
         rotary_interleaved=a.rotary_interleaved,
         use_rope_scaling=isinstance(a.rope_scaling, RopeScaling),
         **_rope_scaling(a),
+        **_experts(a),
         no_rope_freq=a.unrotated_pattern,
         window_size=(a.sliding_window - 1, 0) if a.sliding_window else None,
         window_attn_skip_freq=a.window_pattern,
@@ -111,6 +102,23 @@ def common_state(a: Architecture) -> dict[str, object]:
     )
     content = {"singleton_local_shards": False}
     return {"args": arguments, "checkpoint_version": 3.0, "iteration": 0, "content_metadata": content}
+
+
+def _experts(a: Architecture) -> dict[str, object]:
+    if a.experts is None:
+        return {}
+    return {
+        "num_experts": a.experts.count,
+        "moe_ffn_hidden_size": a.experts.ffn_hidden_size,
+        "moe_router_topk": a.experts.per_token,
+        "moe_router_pre_softmax": not a.experts.shares_sum_to_one,
+        "moe_router_score_function": "softmax",
+        "moe_shared_expert_intermediate_size": a.experts.shared_ffn_hidden_size,
+        "moe_shared_expert_gate": a.experts.shared_ffn_hidden_size is not None,
+        "moe_layer_freq": a.expert_pattern or 1,
+        "expert_model_parallel_size": 1,
+        "expert_tensor_parallel_size": 1,
+    }
 
 
 def _rope_scaling(a: Architecture) -> dict[str, object]:
@@ -149,9 +157,8 @@ def _add_tensors(
     stored: dict[str, list[Call]] = {}
     dtypes: dict[str, str] = {}
     for chunk in chunks:
-        key, layer = split_layer(chunk.tensor)
-        leading = [] if layer is None else [layer]
-        size = sizes.setdefault(key, [*[a.num_layers for _ in leading], 0, *chunk.shape[1:]])
+        key, leading = stacked_key(chunk.tensor, layers_are_alike=a.layers_are_alike)
+        size = sizes.setdefault(key, [*stack_sizes(key, a), 0, *chunk.shape[1:]])
         size[len(leading)] = max(size[len(leading)], chunk.first_row + chunk.shape[0])
         dtypes[key] = chunk.dtype
         offset = _size(*leading, chunk.first_row, *[0] * (len(chunk.shape) - 1))
@@ -159,7 +166,7 @@ def _add_tensors(
         places[Call(_metadata("MetadataIndex"), key, offset, len(of_key))] = _place(
             chunk.file, chunk.offset, chunk.length
         )
-        on_disk = _size(*stacked_shape(chunk.tensor, chunk.shape))
+        on_disk = _size(*[1] * len(leading), *chunk.shape)
         of_key.append(Call(_metadata("ChunkStorageMetadata"), offset, on_disk))
     for key, size in sizes.items():
         properties = Call(_metadata("TensorProperties"), Name("torch", TORCH_NAMES[dtypes[key]]))
@@ -171,18 +178,36 @@ def _write_extra_states(folder: Path, entries: dict[str, Any], places: dict[Any,
     buffer = io.BytesIO()
     write_object_archive(buffer, [tensor_call((0,), "uint8")], {"0": b""})
     empty = buffer.getvalue()
-    modules = _PER_LAYER + (_PER_LAYER_NORMS if a.qk_norm else ()) + (_POST_NORMS if a.post_norms else ())
-    keys = [
-        f"{STACK}{module}._extra_state/shard_{layer}_{a.num_layers}"
-        for module in modules
-        for layer in range(a.num_layers)
-    ]
+    keys = [_extra_state_key(f"{LAYERS}{layer}.{m}", a) for layer in range(a.num_layers) for m in _modules(a, layer)]
     keys.append("decoder.final_layernorm._extra_state/shard_0_1")
     for number, key in enumerate(keys):
         entries[key] = Call(_metadata("BytesStorageMetadata"))
         places[Call(_metadata("MetadataIndex"), key)] = _place(EXTRA_STATE_FILE, number * len(empty), len(empty))
     with replacing(folder / EXTRA_STATE_FILE, sync_folder=False) as temporary:
         temporary.write_bytes(empty * len(keys))
+
+
+def _modules(a: Architecture, layer: int) -> list[str]:
+    """A layer's modules that have an extra state."""
+    found = [*_ATTENTION, *(_PER_LAYER_NORMS if a.qk_norm else ()), *(_POST_NORMS if a.post_norms else ())]
+    if a.experts is None or not a.has_experts(layer):
+        return [*found, *_DENSE]
+    shared = a.experts.shared_ffn_hidden_size is not None
+    found += _SPARSE if shared else _SPARSE[:1]
+    return found + [module.format(expert=expert) for module in _EXPERT for expert in range(a.experts.count)]
+
+
+def _extra_state_key(module: str, a: Architecture) -> str:
+    """Megatron's name of an object among others: its place in the stack, and the stack's sizes."""
+    key, place = stacked_key(f"{module}._extra_state", layers_are_alike=a.layers_are_alike)
+    place, sizes = place or (0,), stack_sizes(key, a) or (1,)
+    return f"{key}/shard_{'.'.join(map(str, place))}_{'.'.join(map(str, sizes))}"
+
+
+def stack_sizes(key: str, a: Architecture) -> tuple[int, ...]:
+    """Returns the sizes of a key's axes that count layers and experts."""
+    layers = (a.num_layers,) if a.layers_are_alike and key.startswith(LAYERS) else ()
+    return layers if a.experts is None or stacked_axes(key) == len(layers) else (*layers, a.experts.count)
 
 
 def _metadata(name: str) -> Name:

@@ -45,13 +45,25 @@ Scaling = RopeScaling | LinearScaling | YarnScaling | ShortScaling
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of a layer's feed-forward: a router sends each token to some of them."""
+
+    count: int
+    per_token: int
+    ffn_hidden_size: int  # of each
+    shares_sum_to_one: bool  # of a token's experts; otherwise each has its probability among all experts
+    shared_ffn_hidden_size: int | None = None  # of one more that sees every token, behind a sigmoid gate
+    dense_layers: tuple[int, ...] = ()  # counted from 0, with the plain feed-forward
+
+
+@dataclass(frozen=True)
 class Architecture:
     """What both the converter and the model builder need to know of a model, read from its `config.json`."""
 
     family: str  # which table of rules: "llama", "qwen2", ...
     num_layers: int
     hidden_size: int
-    ffn_hidden_size: int  # rows of the gate projection, and of the up projection
+    ffn_hidden_size: int  # rows of the gate projection, and of the up projection; with experts: of dense layers
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
@@ -77,6 +89,21 @@ class Architecture:
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0  # of what attention and feed-forward add
     logits_divisor: float = 1.0
+    experts: Experts | None = None
+
+    def has_experts(self, layer: int) -> bool:
+        """Says it of a layer, counted from 0."""
+        return self.experts is not None and layer not in self.experts.dense_layers
+
+    @property
+    def layers_are_alike(self) -> bool:
+        """False where only some layers have experts: Megatron then stores each under a key of its own."""
+        return self.experts is None or not self.experts.dense_layers
+
+    @property
+    def expert_pattern(self) -> list[int] | None:
+        """Megatron's `moe_layer_freq`: 1 for each layer with experts, None where all layers are alike."""
+        return None if self.layers_are_alike else [int(self.has_experts(layer)) for layer in range(self.num_layers)]
 
     @property
     def rotary_dim(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from dpop_base.architectures.architecture import (
     Architecture,
+    Experts,
     LinearScaling,
     RopeScaling,
     YarnScaling,
@@ -78,13 +79,37 @@ def config_from(arguments: Arguments, family: str, model_class: str) -> dict[str
         config["max_position_embeddings"] = length
     if scaling is not None:
         config["rope_scaling"] = {"rope_type": "llama3", **vars(scaling)}
-    if family in ("llama", "qwen3"):
+    config |= _experts_config(arguments, family)
+    if family in ("llama", "qwen3", "qwen3_moe"):
         config["attention_bias"] = bool(arguments.get("add_qkv_bias", False))
     window = _window(arguments.get("window_size"), arguments)
-    if family == "mistral":
+    if family in ("mistral", "mixtral"):
         config["sliding_window"] = window
     elif window is not None and family in ("qwen2", "qwen3"):
         config |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0}
+    return config
+
+
+def _experts_config(arguments: Arguments, family: str) -> dict[str, Any]:
+    """What config.json says of the experts; empty of dense models, and of a family without experts."""
+    count = _first(arguments, "num_experts", "num_moe_experts")
+    if not count or family not in ("mixtral", "qwen2_moe", "qwen3_moe"):
+        return {}
+    chosen, ffn = arguments.get("moe_router_topk", 2), _first(arguments, "moe_ffn_hidden_size", "ffn_hidden_size")
+    if family == "mixtral":
+        return {"num_local_experts": count, "num_experts_per_tok": chosen, "intermediate_size": ffn}
+    pattern = _every_nth_with_experts(arguments.get("moe_layer_freq", 1), arguments) or ()
+    config = {
+        "num_experts": count,
+        "num_experts_per_tok": chosen,
+        "moe_intermediate_size": ffn,
+        "norm_topk_prob": not arguments.get("moe_router_pre_softmax", False),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [layer for layer, has_experts in enumerate(pattern) if not has_experts],
+    }
+    if family == "qwen2_moe":
+        config["shared_expert_intermediate_size"] = arguments["moe_shared_expert_intermediate_size"]
+        config["qkv_bias"] = bool(arguments.get("add_qkv_bias", False))
     return config
 
 
@@ -183,6 +208,15 @@ def _of_yarn(read: Callable[[YarnScaling], float]) -> Callable[[Architecture], f
     return lambda a: None if (yarn := _yarn(a)) is None else read(yarn)
 
 
+def _of_experts(read: Callable[[Experts], Any]) -> Callable[[Architecture], Any]:
+    return lambda a: None if a.experts is None else read(a.experts)
+
+
+def _dense_ffn(a: Architecture) -> int | None:
+    """None where no layer has a dense feed-forward, of which Megatron has a size all the same."""
+    return None if a.experts is not None and a.layers_are_alike else a.ffn_hidden_size
+
+
 def _if_ours(theirs: Any, ours: Any) -> bool:
     """Megatron has a value for it whether or not it is used."""
     return ours is None or _equal(theirs, ours)
@@ -197,6 +231,15 @@ def _every_nth_full(value: Any, arguments: Arguments) -> Any:
     return _pattern(value, arguments, nth=0) if arguments.get("window_size") else None
 
 
+def _every_nth_with_experts(value: Any, arguments: Arguments) -> Any:
+    """Megatron's n counts from the first layer: 2 gives experts to layers 0, 2, 4, ..."""
+    if not (arguments.get("num_experts") or arguments.get("num_moe_experts")):
+        return None
+    if isinstance(value, int) and value > 1:
+        return [int(layer % value == 0) for layer in range(arguments["num_layers"])]
+    return list(value) if isinstance(value, list | tuple) and 0 in value else None
+
+
 def _pattern(value: Any, arguments: Arguments, *, nth: int) -> Any:
     if isinstance(value, int) and value > 0:
         return [nth if (layer + 1) % value == 0 else 1 - nth for layer in range(arguments["num_layers"])]
@@ -208,7 +251,7 @@ def _pattern(value: Any, arguments: Arguments, *, nth: int) -> Any:
 ROWS: tuple[Argument, ...] = (
     Argument(("num_layers",), "num_hidden_layers", lambda a: a.num_layers),
     Argument(("hidden_size",), "hidden_size", lambda a: a.hidden_size),
-    Argument(("ffn_hidden_size",), "intermediate_size", lambda a: a.ffn_hidden_size),
+    Argument(("ffn_hidden_size",), "intermediate_size", _dense_ffn, agree=_if_ours),
     Argument(("num_attention_heads",), "num_attention_heads", lambda a: a.num_attention_heads),
     Argument(("num_query_groups",), "num_key_value_heads", lambda a: a.num_key_value_heads, _groups),
     Argument(("kv_channels",), "head_dim", lambda a: a.head_dim, _head_dim),
@@ -252,7 +295,32 @@ ROWS: tuple[Argument, ...] = (
     Argument(("window_attn_skip_freq",), "layers with a window", lambda a: a.window_pattern, _every_nth_full),
     Argument(("softmax_scale",), "attention scale", lambda a: a.attention_scale),
     Argument(("softmax_type",), "softmax", _always("vanilla")),
-    Argument(("num_experts", "num_moe_experts"), "experts", _always(None), _empty),
+    Argument(("num_experts", "num_moe_experts"), "experts", _of_experts(lambda e: e.count), _empty),
+    Argument(("moe_router_topk",), "num_experts_per_tok", _of_experts(lambda e: e.per_token), agree=_if_ours),
+    Argument(
+        ("moe_ffn_hidden_size",),
+        "moe_intermediate_size",
+        _of_experts(lambda e: e.ffn_hidden_size),
+        lambda value, arguments: value or arguments.get("ffn_hidden_size"),
+        agree=_if_ours,
+    ),
+    Argument(
+        ("moe_shared_expert_intermediate_size",),
+        "shared_expert_intermediate_size",
+        _of_experts(lambda e: e.shared_ffn_hidden_size),
+        _empty,
+    ),
+    Argument(("moe_layer_freq",), "layers with experts", lambda a: a.expert_pattern, _every_nth_with_experts),
+    Argument(
+        ("moe_router_pre_softmax",),
+        "shares of all experts' probability:",
+        _of_experts(lambda e: not e.shares_sum_to_one),
+        agree=_if_ours,
+    ),
+    Argument(("moe_expert_capacity_factor",), "a limit of an expert's tokens:", _always(None)),
+    Argument(("moe_router_score_function",), "router scores", _of_experts(lambda e: "softmax"), agree=_if_ours),
+    Argument(("moe_router_topk_scaling_factor",), "a scale of routed tokens", _always(None), _empty),
+    Argument(("moe_router_enable_expert_bias",), "a bias of experts:", _always(False)),
     Argument(("multi_latent_attention",), "multi-latent attention:", _always(False)),
     Argument(("attention_output_gate",), "a gate after attention:", _always(False)),
     Argument(("mtp_num_layers",), "layers of multi-token prediction", _always(None), _empty),

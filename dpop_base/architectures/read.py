@@ -44,7 +44,8 @@ def architecture_of(fields: Fields) -> Architecture:
 def _check_size(fields: Fields, a: Architecture) -> None:
     """Refuses sizes of which merely listing the parts that a conversion writes would take for ever."""
     attention = a.hidden_size * (a.num_attention_heads + a.num_key_value_heads) * a.head_dim
-    elements = a.num_layers * (attention + a.hidden_size * a.ffn_hidden_size) + a.vocab_size * a.hidden_size
+    feed_forward = a.ffn_hidden_size if a.experts is None else a.experts.count * a.experts.ffn_hidden_size
+    elements = a.num_layers * (attention + a.hidden_size * feed_forward) + a.vocab_size * a.hidden_size
     if elements > MOST_ELEMENTS:
         raise fields.error(f"its sizes make {elements:.1e} parameters", "no model has so many; check the sizes")
 

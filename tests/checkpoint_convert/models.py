@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -19,10 +19,13 @@ from transformers import (
     InternLM3Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     SeedOssConfig,
     SmolLM3Config,
 )
@@ -41,6 +44,7 @@ SMALL: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 TOKENS_OF_OTHERS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": 4, "pad_token_id": None}
+EXPERTS: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 ROPE = {  # all shorter than what the tests compute
     "linear": {"rope_type": "linear", "factor": 3.0},
     "dynamic": {"rope_type": "dynamic", "factor": 3.0},
@@ -96,6 +100,10 @@ CONFIGS = {
     "qwen3": lambda: Qwen3Config(**SMALL, head_dim=32),
     "qwen3-yarn-mscale": lambda: Qwen3Config(**SMALL, head_dim=32, rope_scaling=ROPE["yarn-mscale"]),
     "llama-linear": lambda: _llama(rope_scaling=ROPE["linear"]),
+    "qwen3-moe": lambda: Qwen3MoeConfig(**SMALL, **EXPERTS, head_dim=32, norm_topk_prob=True),
+    "qwen3-moe-dense-between": lambda: Qwen3MoeConfig(**SMALL, **EXPERTS, mlp_only_layers=[0], decoder_sparse_step=2),
+    "qwen2-moe": lambda: Qwen2MoeConfig(**SMALL, **EXPERTS, shared_expert_intermediate_size=56),
+    "mixtral": lambda: MixtralConfig(**SMALL, num_local_experts=6, num_experts_per_tok=2),
     "smollm3": lambda: SmolLM3Config(**SMALL, **TOKENS_OF_OTHERS, no_rope_layer_interval=2),
     "smollm3-window": lambda: SmolLM3Config(
         **SMALL,
@@ -168,7 +176,7 @@ def save_small(family: str, folder: Path, dtype: torch.dtype = torch.float32) ->
     model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGS[family]())
     fill(dict(model.named_parameters()))
     model.to(dtype).save_pretrained(folder)
-    return Small(folder, {name: value.detach() for name, value in model.named_parameters()})
+    return Small(folder, load_file(folder / "model.safetensors"))
 
 
 def _save_qwen1(folder: Path, dtype: torch.dtype) -> Small:

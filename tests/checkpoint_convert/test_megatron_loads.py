@@ -26,7 +26,7 @@ def megatron_logits(folders: list[str], tensor: int, pipeline: int, tokens: list
     from megatron_dpop.models.layout import RowLayout
     from megatron_dpop.rows.context import attention_plan
 
-    parallel_state.initialize_model_parallel(tensor, pipeline)
+    parallel_state.initialize_model_parallel(tensor, pipeline, expert_tensor_parallel_size=1)
     tensor_parallel.model_parallel_cuda_manual_seed(1)
     groups = ProcessGroupCollection.use_mpu_process_groups()
     row = torch.tensor(tokens)
@@ -42,6 +42,7 @@ def megatron_logits(folders: list[str], tensor: int, pipeline: int, tokens: list
         assert not unexpected
         assert all("_extra_state" in key for key in missing), missing
         model.load_state_dict(state["model"])
+        model.eval()  # Megatron trains experts under tensor parallelism with sequence parallelism alone
         with torch.no_grad():
             if not parallel_state.is_pipeline_first_stage():
                 hidden = torch.empty(len(row), 1, a.hidden_size)

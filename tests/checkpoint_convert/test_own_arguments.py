@@ -187,7 +187,11 @@ def test_nothing_of_a_common_state_is_executed(megatron: Path, tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    "family", ["llama3", "llama-attention-bias", "mistral-window", "qwen2", "qwen2.5-tied", "qwen3"]
+    "family",
+    [
+        *("llama3", "llama-attention-bias", "mistral-window", "qwen2", "qwen2.5-tied", "qwen3"),
+        *("qwen3-moe", "qwen3-moe-dense-between", "qwen2-moe", "mixtral"),
+    ],
 )
 def test_config_json_from_arguments_alone(family: str, tmp_path: Path) -> None:
     small = save_small(family, tmp_path / "hf", torch.bfloat16)

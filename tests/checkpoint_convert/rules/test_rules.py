@@ -9,6 +9,20 @@ from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import TensorRecipe, from_megatron, to_megatron
 from checkpoint_convert.rules.segments import Segment, slice_segments
 from dpop_base.architectures import Architecture
+from dpop_base.architectures.architecture import Experts
+
+
+@st.composite
+def experts(draw: st.DrawFn, family: str, layers: int) -> Experts:
+    dense = () if family == "mixtral" else draw(st.sets(st.integers(0, layers - 1), max_size=layers - 1))
+    return Experts(
+        count=draw(st.integers(1, 5)),
+        per_token=1,
+        ffn_hidden_size=draw(st.integers(1, 12)),
+        shares_sum_to_one=draw(st.booleans()),
+        shared_ffn_hidden_size=draw(st.integers(1, 9)) if family == "qwen2_moe" else None,
+        dense_layers=tuple(sorted(dense)),
+    )
 
 
 @st.composite
@@ -16,9 +30,11 @@ def architectures(draw: st.DrawFn) -> Architecture:
     family = draw(st.sampled_from(sorted(RULES)))
     groups = draw(st.integers(1, 5))
     per_group = 1 if family == "qwen" else draw(st.integers(1, 4))
+    layers = draw(st.integers(1, 3))
     return Architecture(
         family=family,
-        num_layers=draw(st.integers(1, 3)),
+        num_layers=layers,
+        experts=draw(experts(family, layers)) if family in ("mixtral", "qwen2_moe", "qwen3_moe") else None,
         hidden_size=draw(st.integers(1, 24)),
         ffn_hidden_size=draw(st.integers(1, 40)),
         num_attention_heads=groups * per_group,

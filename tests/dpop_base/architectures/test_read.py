@@ -131,7 +131,7 @@ def test_mistral_window_and_its_default_groups(tmp_path: Path) -> None:
         ({"residual_multiplier": 0.22}, "residual_multiplier"),
         ({"model_type": "gemma"}, "gemma"),
         ({"model_type": "gemma2"}, "caps attention scores"),
-        ({"model_type": "qwen3_moe"}, "mixture of experts"),
+        ({"model_type": "glm4_moe"}, "of mixtures of experts only"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"hidden_size": None}, "hidden_size"),
         ({"hidden_size": "4096"}, "hidden_size"),
