@@ -17,6 +17,7 @@ ACCURACY = "rewards/accuracies"
 PENALTY = "dpop/penalty"
 ACTIVE_FRACTION = "dpop/active_fraction"
 DRIFT = "reference/drift"
+LOAD_BALANCE = "moe/load_balance"  # and with a layer after it
 
 STEP_SECONDS = "perf/step_seconds"
 PAIRS_PER_SECOND = "perf/pairs_per_second"

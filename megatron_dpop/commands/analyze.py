@@ -59,7 +59,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
         return _rank(request, arguments)
     from megatron_dpop.runtime import launch
 
-    return launch.run_ranks(sys.argv[1:], launch.local_ranks(request.config.parallel.model_parallel))
+    return launch.run_ranks(sys.argv[1:], launch.local_ranks(request.config.parallel.fewest_ranks))
 
 
 def _check_page(page: Path | None, samples: int) -> None:
@@ -73,7 +73,7 @@ def _check_page(page: Path | None, samples: int) -> None:
 def _rank(request: "Request", arguments: argparse.Namespace) -> int:
     from megatron_dpop.runtime import processes
 
-    check_ranks(Rank.from_environment().world_size, request.config.parallel.model_parallel)
+    check_ranks(Rank.from_environment().world_size, request.config.parallel.fewest_ranks)
     device = processes.initialize(request.config.parallel, seed=0)
     from megatron_dpop.analysis.analyze import analyze
 

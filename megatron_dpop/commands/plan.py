@@ -80,6 +80,8 @@ def _setting(config: Config, arguments: argparse.Namespace) -> tuple[Setting, st
 
     folder = assets_folder(resolve_model(config.model.path, key="model.path", weights=False))
     architecture = read_architecture(folder)
+    if architecture.experts is not None:
+        raise UserError(f"model.path: {architecture.family} is a mixture of experts, which cannot be planned yet")
     workload, source = _workload(config, folder, arguments.pair)
     return Setting(architecture, workload, DEVICES[arguments.device]), source
 

@@ -65,18 +65,18 @@ def _with_config(arguments: argparse.Namespace, stop: StopRequest, *, is_trainin
     config = with_date(config)
     if launched() and not arguments.dry_run:
         return _rank(config, stop, is_training=is_training)
-    model_parallel = config.parallel.model_parallel
-    check_ranks(arguments.ranks or model_parallel, model_parallel)
+    fewest_ranks = config.parallel.fewest_ranks
+    check_ranks(arguments.ranks or fewest_ranks, fewest_ranks)
     if not arguments.dry_run:
         check_unlocked(Path(config.run.dir))
     _check(config, is_training=is_training)
     if arguments.dry_run:
-        _describe(config, arguments.ranks or model_parallel)
+        _describe(config, arguments.ranks or fewest_ranks)
         return 0
     from megatron_dpop.runtime import launch
 
     Path(config.run.dir).mkdir(parents=True, exist_ok=True)  # where that is refused, no rank need be started
-    return launch.run_ranks([*sys.argv[1:], *date_words(config)], launch.local_ranks(model_parallel))
+    return launch.run_ranks([*sys.argv[1:], *date_words(config)], launch.local_ranks(fewest_ranks))
 
 
 def _check(config: Config, *, is_training: bool) -> None:
@@ -101,13 +101,18 @@ def _describe(config: Config, ranks: int) -> None:
     """What a dry run found good; `run.dir` on a line of its own, for scripts."""
     parallel = config.parallel
     layout = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x context {parallel.context}"
-    print(f"layout: {layout} x data {ranks // parallel.model_parallel} = {ranks} ranks")
+    experts = (
+        f", experts over {parallel.expert} x {parallel.expert_tensor}"
+        if parallel.expert * parallel.expert_tensor > 1
+        else ""
+    )
+    print(f"layout: {layout} x data {ranks // parallel.model_parallel} = {ranks} ranks{experts}")
     print(f"run.dir: {config.run.dir}")
 
 
 def _rank(config: Config, stop: StopRequest, *, is_training: bool) -> int:
     rank = Rank.from_environment()
-    check_ranks(rank.world_size, config.parallel.model_parallel)
+    check_ranks(rank.world_size, config.parallel.fewest_ranks)
     with sole_writer(Path(config.run.dir)) if rank.rank == 0 else nullcontext():
         _work(config, stop, is_training=is_training)
     return 0

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dpop_base.architectures import Architecture
 from dpop_base.errors import UserError
+from megatron_dpop.config.expert_layout import check_expert_layout
 from megatron_dpop.config.schema import ParallelConfig
 
 # Tensor cores want the vocabulary of each rank in multiples of 16.
@@ -23,6 +24,8 @@ class ModelLayout:
     first_stage_layers: int | None = None
     last_stage_layers: int | None = None
     context: int = 1
+    expert: int = 1
+    expert_tensor: int = 1
     overlap_tensor: bool = False
 
     @staticmethod
@@ -36,6 +39,8 @@ class ModelLayout:
             first_stage_layers=parallel.first_stage_layers,
             last_stage_layers=parallel.last_stage_layers,
             context=parallel.context,
+            expert=parallel.expert,
+            expert_tensor=parallel.expert_tensor,
             overlap_tensor=parallel.overlap_tensor,
         )
 
@@ -72,7 +77,8 @@ def check_layout(architecture: Architecture, layout: ModelLayout) -> None:
             f"parallel.tensor: {tensor} does not divide the model's {heads} attention heads and {kv_heads} key/value "
             f"heads; use one of {fitting}, or parallel.pad_heads: true to add inert zero heads"
         )
-    if architecture.ffn_hidden_size % tensor:
+    has_dense_layers = architecture.experts is None or bool(architecture.experts.dense_layers)
+    if has_dense_layers and architecture.ffn_hidden_size % tensor:
         raise UserError(
             f"parallel.tensor: {tensor} does not divide the model's FFN size {architecture.ffn_hidden_size}; "
             "use a size that does"
@@ -88,6 +94,7 @@ def check_layout(architecture: Architecture, layout: ModelLayout) -> None:
             f"{str(layout.sequence).lower()} there is nothing that can be overlapped; leave it out, or use more than "
             "one tensor-parallel rank and parallel.sequence: true"
         )
+    check_expert_layout(architecture, layout)
     _check_stages(architecture.num_layers, layout)
 
 

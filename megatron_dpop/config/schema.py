@@ -2,6 +2,7 @@
 
 import datetime
 import difflib
+import math
 from dataclasses import field
 from typing import Annotated, Any, Literal, get_args
 
@@ -45,6 +46,8 @@ class ParallelConfig:
     first_stage_layers: Positive | None = None  # of the stage that holds the embedding; null: as many as the others
     last_stage_layers: Positive | None = None  # of the stage that holds the output layer
     context: Positive = 1  # ranks that share a row's tokens
+    expert: Positive = 1  # ranks that share a layer's experts, each holding whole ones
+    expert_tensor: Positive = 1  # ranks that share every expert's matrices, as tensor shares all others
     sequence: bool = True  # sequence parallelism; has an effect where tensor > 1
     overlap: bool | None = None  # data-parallel communication with computation; null: on GPUs
     overlap_tensor: bool = False  # tensor-parallel communication too; every row then has data.row_tokens; needs GPUs
@@ -52,8 +55,13 @@ class ParallelConfig:
 
     @property
     def model_parallel(self) -> int:
-        """Ranks that hold one replica of the model."""
+        """Ranks that share a row: those of one data-parallel replica."""
         return self.tensor * self.pipeline * self.context
+
+    @property
+    def fewest_ranks(self) -> int:
+        """A run has a multiple of so many ranks. Experts may be shared by those of several replicas."""
+        return self.pipeline * math.lcm(self.tensor * self.context, self.expert * self.expert_tensor)
 
 
 @dataclass(frozen=True, config=_SECTION)

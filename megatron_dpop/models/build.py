@@ -12,9 +12,11 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 
 from dpop_base.architectures import Architecture
+from dpop_base.architectures.architecture import Experts
 from megatron_dpop.config.layout import ModelLayout, padded_key_value_heads, padded_vocabulary
 from megatron_dpop.models.rotary import RowRotaryEmbedding
 from megatron_dpop.models.spec import block_spec
+from megatron_dpop.runtime.devices import on_gpu
 
 
 @dataclass
@@ -33,6 +35,8 @@ def transformer_config(
 
     `options` are further keys of it.
     """
+    if architecture.experts is not None:
+        options = {**expert_options(architecture, architecture.experts, layout), **options}
     kv_heads = padded_key_value_heads(architecture, layout)
     group = architecture.num_attention_heads // architecture.num_key_value_heads
     return RowTransformerConfig(
@@ -80,6 +84,29 @@ def transformer_config(
         persist_layer_norm=False,
         **options,
     )
+
+
+def expert_options(architecture: Architecture, experts: Experts, layout: ModelLayout) -> dict[str, Any]:
+    """Megatron-Core's keys for a mixture of experts, on GPUs by Transformer Engine's grouped products.
+
+    No token is dropped, however many an expert gets, and no loss but the pairs' moves the router.
+    """
+    return {
+        "num_moe_experts": experts.count,
+        "moe_ffn_hidden_size": experts.ffn_hidden_size,
+        "moe_router_topk": experts.per_token,
+        "moe_router_pre_softmax": not experts.shares_sum_to_one,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_layer_freq": architecture.expert_pattern or 1,
+        "moe_shared_expert_intermediate_size": experts.shared_ffn_hidden_size,
+        "moe_shared_expert_gate": experts.shared_ffn_hidden_size is not None,
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_grouped_gemm": on_gpu(),
+        "moe_permute_fusion": on_gpu(),
+        "expert_model_parallel_size": layout.expert,
+        "expert_tensor_parallel_size": layout.expert_tensor,
+    }
 
 
 def build_model(

@@ -17,11 +17,19 @@ TRAINING_FACTOR = 3
 FROZEN_FACTOR = 2
 
 
-def layer_parameters(architecture: Architecture) -> int:
-    """Entries of one layer's weight matrices."""
+def active_parameters(architecture: Architecture) -> int:
+    """Entries of all layers' weight matrices that a token is multiplied by: of experts, of those that it is sent to."""
     heads = architecture.num_attention_heads + 2 * architecture.num_key_value_heads
     attention = architecture.hidden_size * architecture.head_dim * (heads + architecture.num_attention_heads)
-    return attention + 3 * architecture.hidden_size * architecture.ffn_hidden_size
+    feed_forward = 3 * architecture.hidden_size * architecture.ffn_hidden_size
+    if architecture.experts is None:
+        return architecture.num_layers * (attention + feed_forward)
+    experts, dense = architecture.experts, len(architecture.experts.dense_layers)
+    active = experts.per_token * experts.ffn_hidden_size + (experts.shared_ffn_hidden_size or 0)
+    gates = experts.count + (1 if experts.shared_ffn_hidden_size else 0)
+    mixture = architecture.hidden_size * (3 * active + gates)
+    sparse = architecture.num_layers - dense
+    return architecture.num_layers * attention + dense * feed_forward + sparse * mixture
 
 
 def forward_flops[Count: (int, float, NDArray[np.int64])](
@@ -32,7 +40,7 @@ def forward_flops[Count: (int, float, NDArray[np.int64])](
     tokens pass through every layer, `attended` (query, key) pairs through every layer's attention (scores and values:
     2 * 2 * heads * head_dim each), and `scores` positions through the output layer. Padding counts nothing.
     """
-    linear = 2 * tokens * architecture.num_layers * layer_parameters(architecture)
+    linear = 2 * tokens * active_parameters(architecture)
     attention = 4 * attended * architecture.num_layers * architecture.num_attention_heads * architecture.head_dim
     output = 2 * scores * architecture.hidden_size * architecture.vocab_size
     return linear + attention + output

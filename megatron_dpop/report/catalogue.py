@@ -12,6 +12,7 @@ from dpop_base.metric_names import (
     CHOSEN_REWARD,
     DRIFT,
     GRAD_NORM,
+    LOAD_BALANCE,
     LOSS,
     MARGIN,
     MFU,
@@ -73,6 +74,12 @@ METRICS = (
     ),
     Metric(ACTIVE_FRACTION, "Pairs with an active DPOP penalty", style="percent"),
     Metric(DRIFT, "Reference drift", "Largest difference of policy and reference at step 0", unit="nats"),
+    Metric(
+        LOAD_BALANCE,
+        "Load of the busiest expert",
+        "Of models with experts: its tokens over the mean of all experts, in the layer where that is largest, and as "
+        "moe/load_balance/N in layer N. 1 is even; padding is routed too, and counted",
+    ),
     Metric("learning_rate", "Learning rate", zero=""),
     Metric("data/pad_fraction", "Padding in rows", style="percent"),
     Metric("data/shared_fraction", "Tokens saved by prefix sharing", style="percent"),

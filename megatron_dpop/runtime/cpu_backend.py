@@ -153,6 +153,61 @@ def _skipping_self_copies(collective: Any) -> Any:
     return wrapped
 
 
+def _with_lists(all_to_all: Any) -> Any:
+    """The collective with its splits as lists, which gloo wants; Megatron's experts give tensors, as NCCL takes."""
+
+    def plain(splits: Any) -> Any:
+        return splits.tolist() if isinstance(splits, torch.Tensor) else splits
+
+    def wrapped(
+        output: torch.Tensor, source: torch.Tensor, output_splits: Any = None, input_splits: Any = None, **options: Any
+    ) -> Any:
+        output_splits = options.pop("output_split_sizes", output_splits)
+        input_splits = options.pop("input_split_sizes", input_splits)
+        return all_to_all(output, source, plain(output_splits), plain(input_splits), **options)
+
+    return wrapped
+
+
+def _gathering_unequal_sizes(all_gather: Any) -> Any:
+    """The collective for tensors whose first dimensions differ, which gloo refuses: as long as the longest of them."""
+
+    def wrapped(outputs: list[torch.Tensor], source: torch.Tensor, group: Any = None, async_op: bool = False) -> Any:
+        rows = [len(output) if output.dim() else 1 for output in outputs]
+        if len(set(rows)) == 1:
+            return all_gather(outputs, source, group=group, async_op=async_op)
+        assert not async_op, "Megatron's experts wait for it"
+        padded = [output.new_empty(max(rows), *output.shape[1:]) for output in outputs]
+        all_gather(padded, _padded(source, max(rows)), group=group)
+        for output, found in zip(outputs, padded, strict=True):
+            output.copy_(found[: len(output)])
+        return None
+
+    return wrapped
+
+
+def _scattering_unequal_sizes(reduce_scatter: Any) -> Any:
+    """The same for sums: each rank's is summed at the length of the longest."""
+
+    def wrapped(
+        output: torch.Tensor, sources: list[torch.Tensor], *args: Any, group: Any = None, async_op: bool = False
+    ) -> Any:
+        rows = [len(source) if source.dim() else 1 for source in sources]
+        if len(set(rows)) == 1:
+            return reduce_scatter(output, sources, *args, group=group, async_op=async_op)
+        assert not async_op, "Megatron's experts wait for it"
+        padded = output.new_empty(max(rows), *output.shape[1:])
+        reduce_scatter(padded, [_padded(source, max(rows)) for source in sources], *args, group=group)
+        output.copy_(padded[: len(output)])
+        return None
+
+    return wrapped
+
+
+def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    return torch.cat((tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])))
+
+
 def _always(result: Any) -> Callable[..., Any]:
     return lambda *_, **__: result
 
@@ -190,6 +245,9 @@ def install() -> None:
     distributed: Any = torch.distributed
     for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
         setattr(distributed, name, _skipping_self_copies(getattr(distributed, name)))
+    distributed.all_to_all_single = _with_lists(distributed.all_to_all_single)
+    distributed.all_gather = _gathering_unequal_sizes(distributed.all_gather)
+    distributed.reduce_scatter = _scattering_unequal_sizes(distributed.reduce_scatter)
     torch.compile = _uncompiled  # type: ignore[assignment]
     torch.nn.Module.cuda = lambda self, *_: self  # type: ignore[method-assign]
     _CudaToCpu().__enter__()

@@ -25,21 +25,21 @@ ALLOCATOR_SETTINGS = {
 }
 
 
-def local_ranks(model_parallel: int) -> int:
-    """Ranks to start here: on the CPU one model replica, on GPUs as many replicas as there are GPUs for."""
+def local_ranks(fewest: int) -> int:
+    """Ranks to start here, a multiple of `fewest`: on the CPU just so many, on GPUs as many as there are GPUs for."""
     from megatron_dpop.runtime.devices import on_gpu
 
     if not on_gpu():
-        return model_parallel
+        return fewest
     import torch
 
     gpus = torch.cuda.device_count()
-    if gpus < model_parallel:
+    if gpus < fewest:
         raise UserError(
-            f"parallel: tensor x pipeline x context is {model_parallel}, but this machine has {gpus} GPUs; "
+            f"parallel: the layout needs {fewest} ranks, but this machine has {gpus} GPUs; "
             "use a smaller layout, or torchrun over several nodes"
         )
-    return gpus // model_parallel * model_parallel
+    return gpus // fewest * fewest
 
 
 def run_ranks(arguments: Sequence[str], ranks: int) -> int:

@@ -46,6 +46,8 @@ def initialize(parallel: ParallelConfig, *, seed: int, timeout: timedelta = time
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     return device

@@ -55,12 +55,15 @@ def launched() -> bool:
     return bool(os.environ.get("RANK") and os.environ.get("WORLD_SIZE"))
 
 
-def check_ranks(ranks: int, model_parallel: int) -> None:
-    """Raises UserError where the ranks that a launcher starts cannot hold whole replicas of the model."""
-    if ranks < 1 or ranks % model_parallel:
+def check_ranks(ranks: int, fewest: int) -> None:
+    """Raises UserError where the ranks that a launcher starts cannot hold whole replicas of the model.
+
+    `fewest`: the number that `ParallelConfig.fewest_ranks` wants a multiple of.
+    """
+    if ranks < 1 or ranks % fewest:
         raise UserError(
-            f"parallel: tensor x pipeline x context is {model_parallel}, which does not divide the "
-            f"{ranks} ranks started; start a multiple of it"
+            f"parallel: the layout needs {fewest} ranks, which does not divide the {ranks} ranks started; "
+            "start a multiple of it"
         )
 
 

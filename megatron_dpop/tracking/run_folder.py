@@ -131,6 +131,8 @@ def environment(config: Config, world_size: int) -> dict[str, Any]:
             "pipeline": config.parallel.pipeline,
             "virtual_pipeline": config.parallel.virtual_pipeline,
             "context": config.parallel.context,
+            "expert": config.parallel.expert,
+            "expert_tensor": config.parallel.expert_tensor,
             "data": world_size // model_parallel,
         },
         "git_commit": _git_commit(),

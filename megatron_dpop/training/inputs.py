@@ -10,6 +10,7 @@ from checkpoint_convert.weights import check_weights
 from dpop_base.architectures import Architecture, read_architecture
 from dpop_base.errors import UserError, first_line
 from megatron_dpop.config import Config
+from megatron_dpop.config.expert_layout import check_with_experts
 from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens
 from megatron_dpop.config.precision import check_precision
 from megatron_dpop.config.schema import DataConfig, SourceConfig
@@ -46,6 +47,7 @@ def read_inputs(config: Config, *, progress: bool = True) -> Inputs:
     layout = ModelLayout.of(config.parallel)
     check_layout(architecture, layout)
     check_row_tokens(config.data.row_tokens, layout)
+    check_with_experts(config, architecture)
     check_precision(config, architecture, layout, gpu=on_gpu())
     _check_positions(config, architecture)
     reference = None
@@ -189,10 +191,12 @@ def check_fits_devices(
 
     `device_name` and `memory_bytes` as CUDA reports them (`torch.cuda.get_device_properties`).
     """
-    if devices % config.parallel.model_parallel:
+    if devices % config.parallel.fewest_ranks:
         raise UserError(
-            f"parallel: tensor x pipeline x context is {config.parallel.model_parallel}, which does not divide "
+            f"parallel: the layout needs {config.parallel.fewest_ranks} ranks, which does not divide "
             f"{devices} devices; use a multiple of it"
         )
+    if architecture.experts is not None:
+        return  # of which no plan is known yet
     setting = Setting(architecture, dataset_workload(config, dataset), device_like(device_name, memory_bytes))
     check_memory(setting, choice_of(config, data=devices // config.parallel.model_parallel))

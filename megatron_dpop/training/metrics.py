@@ -22,6 +22,7 @@ from megatron_dpop.losses.registry import Loss
 from megatron_dpop.runtime.beats import waiting
 from megatron_dpop.runtime.devices import to_device
 from megatron_dpop.runtime.stop import StopRequest
+from megatron_dpop.training.expert_loads import load_metrics, take_loads
 from megatron_dpop.training.timing import StepClock, straggler_metrics
 
 
@@ -41,18 +42,20 @@ class Totals(NamedTuple):
     drifts: list[float]  # [data-parallel ranks]
     seconds: list[float]  # [ranks], each rank's own; empty where no step is timed
     stop_votes: list[float]  # as `StopRequest.votes` has them
+    loads: list[float]  # [layers * experts], tokens; empty without experts
 
     @classmethod
     def over_all_ranks(
-        cls, sums: Tensor, drifts: Tensor, seconds: Sequence[float], stop_votes: Sequence[float]
+        cls, sums: Tensor, drifts: Tensor, seconds: Sequence[float], stop_votes: Sequence[float], loads: Tensor | None
     ) -> "Totals":
         """Adds up what each rank gives; every rank calls it. One all-reduce and one copy to the host."""
         from_host = to_device(np.array([*seconds, *stop_votes], dtype=np.float64), sums.device)
-        vector = torch.cat((sums.flatten(), drifts, from_host))
+        of_experts = () if loads is None else (loads,)
+        vector = torch.cat((sums.flatten(), drifts, from_host, *of_experts))
         with waiting():
             dist.all_reduce(vector)
             values = iter(vector.tolist())
-        sizes = (sums.numel(), drifts.numel(), len(seconds), len(stop_votes))
+        sizes = (sums.numel(), drifts.numel(), len(seconds), len(stop_votes), 0 if loads is None else loads.numel())
         return cls(*(list(islice(values, size)) for size in sizes))
 
 
@@ -90,7 +93,7 @@ class StepMetrics:
 
     def reduce(self, collected: Sequence[RowMetrics]) -> dict[str, float]:
         """Means by name and `reference/drift` (largest difference of policy and reference), equal on all ranks; within
-        a step which rank is the slowest.
+        a step which rank is the slowest, and how evenly experts are loaded.
 
         One collective and one copy to the host, which also tell all ranks whether one of them was asked to stop. A
         mean without items is absent.
@@ -108,13 +111,13 @@ class StepMetrics:
         seconds = [] if own_seconds is None else [0.0] * dist.get_world_size()
         if own_seconds is not None:
             seconds[dist.get_rank()] = own_seconds
-        totals = Totals.over_all_ranks(sums, drifts, seconds, self.stop.votes())
+        totals = Totals.over_all_ranks(sums, drifts, seconds, self.stop.votes(), take_loads(self.engine))
         self.stop.count(totals.stop_votes)
         pairs = zip(totals.sums[::2], totals.sums[1::2], strict=True)
         means = {name: total / count for name, (total, count) in zip(self.names, pairs, strict=True) if count}
         if self.loss.needs_reference:
             means[DRIFT] = max(totals.drifts)
-        return means | straggler_metrics(totals.seconds)
+        return means | straggler_metrics(totals.seconds) | load_metrics(totals.loads, self.engine.architecture)
 
     def _sums(self, output: LossOutput) -> Tensor:
         """(sum, count) of each of the loss's metrics, fp64 [metrics, 2]."""

@@ -162,6 +162,8 @@ class References:
             f"tensor {parallel.tensor} pipeline {parallel.pipeline} context {parallel.context} "
             f"sequence {parallel.sequence}{' overlapped' if parallel.overlap_tensor else ''}"
         )
+        if self.engine.architecture.experts is not None:
+            layout += f" expert {parallel.expert} of {parallel.expert_tensor}"
         capacity = f"{source.capacity_tokens}{' always' if self.engine.equal_rows else ''}"
         packing = f"capacity {capacity} shared {source.share_prefix} batch {source.batch}"
         return ReferenceKey(

@@ -26,7 +26,7 @@ CASES = {
     "ranks": (
         ["train.sbatch", "--parallel.pipeline", "2"],
         {"JOB_NODES": 1, "JOB_RANKS_PER_NODE": 3},
-        "tensor x pipeline x context is 2, which does not divide the 3 ranks started",
+        "the layout needs 2 ranks, which does not divide the 3 ranks started",
     ),
     "layout": (
         ["reference.sbatch", "--parallel.tensor", "3"],

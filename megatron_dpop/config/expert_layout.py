@@ -1,0 +1,74 @@
+"""Whether a mixture's experts can be cut over ranks as asked, and what a run with them cannot do."""
+
+from typing import Protocol
+
+from dpop_base.architectures import Architecture
+from dpop_base.errors import UserError
+from megatron_dpop.config.schema import Config
+
+
+class ExpertLayout(Protocol):
+    """What `ModelLayout` says of experts."""
+
+    @property
+    def tensor(self) -> int: ...
+    @property
+    def sequence(self) -> bool: ...
+    @property
+    def expert(self) -> int: ...
+    @property
+    def expert_tensor(self) -> int: ...
+    @property
+    def overlap_tensor(self) -> bool: ...
+
+
+def check_expert_layout(architecture: Architecture, layout: ExpertLayout) -> None:
+    """Raises UserError where the layers' experts cannot be cut this way, or where there are none to cut."""
+    experts = architecture.experts
+    if experts is None:
+        for key, size in (("expert", layout.expert), ("expert_tensor", layout.expert_tensor)):
+            if size > 1:
+                raise UserError(f"parallel.{key}: {size}, and {architecture.family} has no experts; leave it out")
+        return
+    if experts.count % layout.expert:
+        fitting = [size for size in range(1, experts.count + 1) if experts.count % size == 0]
+        raise UserError(
+            f"parallel.expert: {layout.expert} does not divide the model's {experts.count} experts; "
+            f"use one of {fitting}"
+        )
+    if experts.ffn_hidden_size % layout.expert_tensor:
+        raise UserError(
+            f"parallel.expert_tensor: {layout.expert_tensor} does not divide the experts' FFN size "
+            f"{experts.ffn_hidden_size}; use a size that does"
+        )
+    if experts.shared_ffn_hidden_size is not None and experts.shared_ffn_hidden_size % layout.tensor:
+        raise UserError(
+            f"parallel.tensor: {layout.tensor} does not divide the shared expert's FFN size "
+            f"{experts.shared_ffn_hidden_size}; use a size that does"
+        )
+    if layout.tensor > 1 and not layout.sequence:
+        raise UserError(
+            "parallel.sequence: false, and with parallel.tensor every rank would send the same tokens to the experts; "
+            "leave it out"
+        )
+    if layout.overlap_tensor:
+        raise UserError("parallel.overlap_tensor: has not been tried with experts; leave it out")
+
+
+def check_with_experts(config: Config, architecture: Architecture) -> None:
+    """Raises UserError for the first key that a model with experts cannot be trained with yet."""
+    if architecture.experts is None:
+        return
+    if config.lora is not None and (named := [name for name in config.lora.targets if name.startswith("linear_fc")]):
+        raise UserError(
+            f"lora.targets: {' and '.join(named)} of experts cannot have adapters yet; "
+            "use [linear_qkv, linear_proj], attention's own"
+        )
+    untried = {
+        "precision.fp8": config.precision.fp8 is not None,
+        "optimizer.offload": config.optimizer.offload,
+        "train.offload_activations": config.train.offload_activations,
+    }
+    for key, is_set in untried.items():
+        if is_set:
+            raise UserError(f"{key}: has not been tried with experts, and might compute wrongly; leave it out")

@@ -1,0 +1,59 @@
+"""A layer of experts: Megatron-Core's own, with our gate and our router."""
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+from torch import Tensor
+
+
+def route(logits: Tensor, *, per_token: int, shares_sum_to_one: bool) -> tuple[Tensor, Tensor]:
+    """Each token's share of each expert, and which experts it goes to: fp32 and bool, both [tokens, experts].
+
+    transformers' order of operations. A function of the logits alone: Megatron-Core's picks experts in another order
+    in a pass without gradients, so that a policy would differ from itself as the reference in the last bits.
+    """
+    probabilities = logits.softmax(-1, dtype=torch.float32)
+    shares, chosen = probabilities.topk(per_token, dim=-1)
+    if shares_sum_to_one:
+        shares = shares / shares.sum(-1, keepdim=True)
+    empty = torch.zeros_like(probabilities)
+    return empty.scatter(1, chosen, shares), empty.bool().scatter(1, chosen, True)
+
+
+class Router(TopKRouter):
+    """Sends each token to its experts, all of them, however many tokens these have.
+
+    Counts the tokens of each expert in passes with gradients: in training, and there once, recomputed or not.
+    """
+
+    assigned: Tensor | None = None  # int64 [experts], since `take_assigned`
+
+    def take_assigned(self) -> Tensor | None:
+        """Returns the counts, and begins anew."""
+        counts, self.assigned = self.assigned, None
+        return counts
+
+    def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """fp32 [tokens, 1, experts] to what `route` gives."""
+        shares, chosen = route(
+            logits.flatten(0, 1),
+            per_token=self.topk,
+            shares_sum_to_one=not self.config.moe_router_pre_softmax,
+        )
+        if torch.is_grad_enabled():
+            counts = chosen.sum(0)
+            self.assigned = counts if self.assigned is None else self.assigned + counts
+        return shares, chosen
+
+
+def set_experts(layer: TransformerLayerSubmodules, gate: Any) -> None:
+    """Puts the gate into every expert of a layer's spec, and our router before them."""
+    parts = layer.mlp.keywords["submodules"]
+    parts.router = Router
+    parts.experts.keywords["submodules"].activation_func = gate
+    parts.shared_experts.keywords["submodules"].activation_func = gate
+    # The norm before experts is a module of its own, and has its own name, with Transformer Engine and without.
+    keys = layer.sharded_state_dict_keys_map
+    layer.sharded_state_dict_keys_map = {name: key for name, key in keys.items() if not name.startswith("pre_mlp_")}
