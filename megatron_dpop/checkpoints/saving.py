@@ -52,6 +52,8 @@ class Saver:
         self.keep = keep
         self.asynchronous = asynchronous
         self.on_saved = on_saved
+        self.newest = 0  # steps taken by the weights that were saved or loaded last
+        self.best: int | None = None  # an iteration that stays however old it is
         self._writing = AsyncCallsQueue()
         self._target = folder  # what is being written
         self._digests = get_context("fork").SimpleQueue()  # of the files that this rank writes
@@ -60,6 +62,7 @@ class Saver:
     def save(self, iteration: int) -> None:
         """Starts to save, or saves, once the checkpoint before is complete."""
         self.finish()
+        self.newest = iteration
         self._target = target = self.folder / iteration_name(iteration)
         self._digests = get_context("fork").SimpleQueue()
         if dist.get_rank() == 0:
@@ -108,7 +111,8 @@ class Saver:
             write_text(self.folder / TRACKER, str(iteration))
             complete = [saved for saved in saved_iterations(self.folder) if saved <= iteration]
             for old in complete[: -self.keep]:
-                shutil.rmtree(self.folder / iteration_name(old))
+                if old != self.best:
+                    shutil.rmtree(self.folder / iteration_name(old))
         self.on_saved(iteration_name(iteration))
 
     @contextmanager

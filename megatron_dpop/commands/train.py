@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_dpop.config import Config, load_config
+from megatron_dpop.config.lengths import settle_lengths
 from megatron_dpop.runtime.folder_lock import check_unlocked, sole_writer
 from megatron_dpop.runtime.rank import Rank, check_ranks, launched
 from megatron_dpop.runtime.stop import StoppedError, StopRequest
@@ -87,14 +88,17 @@ def _check(config: Config, *, is_training: bool) -> None:
     from megatron_dpop.training.inputs import read_inputs
 
     if is_training:
-        RunFolder(config).check()
         check_installed(config.logging.wandb)
     inputs = read_inputs(config)
     if is_training:
+        RunFolder(settle_lengths(config, examples=len(inputs.train))).check()
         check_before_start(config, inputs)
     for dataset in (inputs.train, inputs.validation):
         for line in dataset.describe() if dataset else ():
             print(line, file=sys.stderr)
+    if config.train.epochs is not None:
+        steps = settle_lengths(config, examples=len(inputs.train)).train.steps
+        print(f"train.epochs {config.train.epochs:g}: {steps} steps", file=sys.stderr)
 
 
 def _describe(config: Config, ranks: int) -> None:
@@ -130,6 +134,7 @@ def _work(config: Config, stop: StopRequest, *, is_training: bool) -> None:
 
     config = with_date_of_rank_0(config)
     inputs = read_inputs(config, progress=False)
+    config = settle_lengths(config, examples=len(inputs.train))
     if is_training:
         RunFolder(config).check()
         check_installed(config.logging.wandb)

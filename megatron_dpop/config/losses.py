@@ -37,6 +37,7 @@ class DpoConfig(PairLossConfig):
     beta: Positive = 0.1  # strength of the tie to the reference
     label_smoothing: Smoothing = 0.0  # assumed share of swapped labels
     average: Literal["none", "tokens"] = "none"  # tokens: each log-ratio is divided by the completion's tokens
+    ld_alpha: Annotated[_Real, Field(ge=0, le=1)] = 1.0  # what tokens beyond the shorter answer's length count (LD-DPO)
 
 
 @dataclass(frozen=True, config=_SECTION)
@@ -230,13 +231,22 @@ def _each_once(terms: tuple[SumTerm, ...]) -> tuple[SumTerm, ...]:
     return terms
 
 
+def _all_alike(terms: tuple[SumTerm, ...]) -> tuple[SumTerm, ...]:
+    """All terms see the same log-probabilities."""
+    if any(isinstance(term.loss, DpoConfig) and term.loss.ld_alpha != 1 for term in terms):
+        raise ValueError("all terms see the same log-probabilities, so that none takes ld_alpha; leave it out")
+    return terms
+
+
 Terms = tuple[Annotated[SumTerm, BeforeValidator(_as_term)], ...]
 
 
 @dataclass(frozen=True, config=_SECTION)
 class SumConfig:
     name: Literal["sum"] = "sum"
-    terms: Annotated[Terms, Field(min_length=2), AfterValidator(_each_once)] = field(kw_only=True)
+    terms: Annotated[Terms, Field(min_length=2), AfterValidator(_each_once), AfterValidator(_all_alike)] = field(
+        kw_only=True
+    )
 
 
 def _as_loss(value: Any) -> Any:

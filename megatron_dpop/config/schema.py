@@ -3,6 +3,7 @@
 import datetime
 import difflib
 import math
+from collections.abc import Callable
 from dataclasses import field
 from typing import Annotated, Any, Literal, get_args
 
@@ -129,6 +130,11 @@ def _as_arguments(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime.date) else value
 
 
+def _as_names(value: Any) -> Any:
+    """`data.unscored: special` is short for `[special]`."""
+    return [value] if isinstance(value, str) else [] if value is None else value
+
+
 Day = Annotated[str | None, BeforeValidator(_as_day)]
 TemplateArguments = Annotated[dict[str, Any], BeforeValidator(_as_arguments)]
 
@@ -145,6 +151,7 @@ class DataConfig:
     template_date: Day = None  # what a chat template is told is today's date; null: the day on which the run began
     prompt_prefix: str = ""  # of plain text, before every prompt: worked examples, "Question: "
     answer_separator: str = ""  # of plain text, between prompt and answer: "\nAnswer: "
+    unscored: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = ()  # tokens of answers that no loss sees
     too_long: TooLong = "stop"  # of examples over max_tokens
     bad_rows: BadRows = "stop"  # what is done about a row that cannot be used
     bad_rows_limit: Annotated[float, Field(ge=0, le=1)] = 0.01  # share of a source's rows; more stop the run anyway
@@ -156,6 +163,22 @@ class ReferenceConfig:
     cache: str | None = None  # null: beside the run
 
 
+def _one_length(*keys: str) -> Callable[[Any], Any]:
+    """Refuses a section that gives one length in two ways; a key that is null is not given."""
+
+    def check(section: Any) -> Any:
+        if not isinstance(section, dict):
+            return section
+        given = [key for key in keys if section.get(key) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"{' and '.join(given)} say the same in two ways; leave one of them out, or set it to null"
+            )
+        return {key: value for key, value in section.items() if key not in keys or value is not None}
+
+    return check
+
+
 @dataclass(frozen=True, config=_SECTION)
 class OptimizerConfig:
     name: Literal["adamw"] = "adamw"
@@ -164,8 +187,11 @@ class OptimizerConfig:
     eps: PositiveReal = 1.0e-8
     weight_decay: NonNegativeReal = 0.0
     clip_norm: NonNegativeReal = 1.0  # 0: no clipping
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the learning rate after the warm-up
+    min_lr: NonNegativeReal = 0.0  # the schedule's end
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # of the learning rate after the warm-up
     warmup_steps: Natural = 100  # from zero to lr; less than train.steps
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] | None = None  # of train.steps, in place of warmup_steps
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.1  # of train.steps, at the end, linearly; of schedule wsd
     state: Literal["fp32", "bf16"] = "fp32"  # precision of AdamW's moments; bf16 needs a GPU
     offload: bool = False  # keeps optimizer state and master weights in host memory; needs a GPU
     distributed: bool = True  # shards optimizer state over data-parallel ranks
@@ -174,6 +200,7 @@ class OptimizerConfig:
 @dataclass(frozen=True, config=_SECTION)
 class TrainConfig:
     steps: Positive = 1000  # optimizer steps
+    epochs: PositiveReal | None = None  # passes over the data, in place of steps; the last step is a whole one
     global_batch_pairs: Positive = 64  # examples of a step, over all ranks
     validate_every: Positive | None = None  # null: before the first step and after the last
     recompute: Literal["none", "selective", "full"] = "none"  # by the backward pass: attention, whole layers
@@ -181,6 +208,10 @@ class TrainConfig:
     rerun: Literal["validate_results", "report_determinism_stats"] | None = None  # Megatron's diagnosis of bad steps
     deterministic: bool = False  # on GPUs, at some cost in speed; the CPU always is
     seed: Natural = 0  # of the data's order, dropout and adapters
+
+
+OptimizerSection = Annotated[OptimizerConfig, BeforeValidator(_one_length("warmup_steps", "warmup_share"))]
+TrainSection = Annotated[TrainConfig, BeforeValidator(_one_length("steps", "epochs"))]
 
 
 @dataclass(frozen=True, config=_SECTION)
@@ -192,11 +223,21 @@ class KernelsConfig:
 
 
 @dataclass(frozen=True, config=_SECTION)
+class BestConfig:
+    """The checkpoint with the best validation is kept besides the newest, and exported in place of the last."""
+
+    metric: str  # as metrics.jsonl names it: validation/rewards/accuracies, validation/source/NAME/loss, ...
+    mode: Literal["max", "min"]  # whether more or less of it is better
+    patience: Positive | None = None  # validations in a row without a better one that end the run; null: none do
+
+
+@dataclass(frozen=True, config=_SECTION)
 class CheckpointConfig:
     every: Positive = 100  # steps
     keep: Positive = 3  # newest checkpoints that stay
     asynchronous: bool = Field(default=True, alias="async")  # training goes on while files are written
     export_hf: bool = True  # hf/ in the run's folder at the end
+    best: BestConfig | None = None  # null: the newest are kept and the last is exported
 
 
 def _as_wandb(value: Any) -> Any:
@@ -258,8 +299,8 @@ class Config:
     lora: LoraConfig | None = None  # null: all parameters are trained
     loss: LossConfig = field(default_factory=DpopConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerSection = field(default_factory=OptimizerConfig)
+    train: TrainSection = field(default_factory=TrainConfig)
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

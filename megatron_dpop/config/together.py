@@ -1,7 +1,9 @@
 """Which options exclude each other, by what Megatron-Core and Transformer Engine can carry."""
 
 from dpop_base.errors import UserError
-from megatron_dpop.config.schema import Config, DataConfig
+from megatron_dpop.config.schema import Config, DataConfig, OptimizerConfig
+
+DECAY_SHARE = OptimizerConfig.__dataclass_fields__["decay_share"].default
 
 
 def check_together(config: Config) -> None:
@@ -27,7 +29,24 @@ def check_together(config: Config) -> None:
         for other in others:
             if is_set and other is not None:
                 raise UserError(f"{key}: does not go with {other[0]}: {other[1]}; leave one of them out")
+    _check_schedule(optimizer)
     _check_prompts(config.data)
+
+
+def _check_schedule(optimizer: OptimizerConfig) -> None:
+    if optimizer.schedule == "constant" and optimizer.min_lr:
+        raise UserError(
+            "optimizer.min_lr: a constant schedule does not fall; set optimizer.schedule too, or leave it out"
+        )
+    if optimizer.min_lr > optimizer.lr:
+        raise UserError(
+            f"optimizer.min_lr: {optimizer.min_lr:g} is more than optimizer.lr {optimizer.lr:g}; give at most that"
+        )
+    if optimizer.schedule != "wsd" and optimizer.decay_share != DECAY_SHARE:
+        raise UserError(
+            f"optimizer.decay_share: has no effect on schedule {optimizer.schedule}; set optimizer.schedule to wsd, "
+            "or leave it out"
+        )
 
 
 def _check_prompts(data: DataConfig) -> None:

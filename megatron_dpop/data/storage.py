@@ -1,7 +1,7 @@
 """Tokens on disk or in memory: Arrow record batches, read as views without copying."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +96,16 @@ class StoredExamples:
             batch.token_values[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
         )
         return prompt, completions, tuple(batch.preferred[first:last].tolist()), int(batch.common_prefix_tokens[row])
+
+    def first_of(self, tokens: Collection[int]) -> int | None:
+        """The first example that has a completion of nothing but these tokens; None where there is none."""
+        for batch, start in zip(self._batches, self._starts, strict=False):
+            others = np.concatenate(([0], np.cumsum(~np.isin(batch.token_values, list(tokens)))))
+            left = others[batch.token_offsets[1:]] - others[batch.token_offsets[:-1]]
+            if not left.all():
+                completion = int(np.argmin(left))
+                return int(start + np.searchsorted(batch.completion_offsets, completion, side="right") - 1)
+        return None
 
     def prompt_tokens(self) -> np.ndarray:
         return self._gather([np.diff(batch.prompt_offsets) for batch in self._batches])

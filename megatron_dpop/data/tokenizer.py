@@ -23,6 +23,8 @@ from .templates import (
     template_sources,
 )
 
+SPECIAL = "special"
+
 
 class TextTokenizer:
     """A Hugging Face tokenizer with the templates that are to be used, or none.
@@ -76,6 +78,22 @@ class TextTokenizer:
     @property
     def end_id(self) -> int:
         return int(self._tokenizer.convert_tokens_to_ids(self.end_text))
+
+    def token_ids(self, names: Sequence[str], *, key: str) -> frozenset[int]:
+        """Ids of single tokens by their texts, "special" for all special ones; UserError, with `key`, for others."""
+        found: set[int] = set()
+        for name in names:
+            if name == SPECIAL:
+                found |= self.special_ids
+                continue
+            ids = self.encode([name])[0]
+            if len(ids) != 1:
+                raise UserError(
+                    f"{key}: {name!r} is {len(ids)} tokens of {self.name}; name single tokens as the tokenizer writes "
+                    f"them, such as {self.end_text!r}, or {SPECIAL} for all special ones"
+                )
+            found |= set(ids)
+        return frozenset(found)
 
     def cut(self, text: str) -> int:
         """Where the text's last special token begins, or 0: what stands before and after it is tokenised apart."""

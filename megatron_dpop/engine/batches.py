@@ -18,7 +18,7 @@ from megatron_dpop.models.layout import RowLayout
 from megatron_dpop.models.scoring import Scores
 from megatron_dpop.plan.flops import forward_flops
 from megatron_dpop.rows.context import row_shard
-from megatron_dpop.rows.row import Row, build_row
+from megatron_dpop.rows.row import ALL_ALIKE, Row, TokenWeights, build_row
 from megatron_dpop.rows.schedule import StepPlan, plan_rows, step_examples
 from megatron_dpop.rows.shapes import ExampleShapes, example_shapes
 from megatron_dpop.runtime.devices import to_device
@@ -87,6 +87,7 @@ class RowSource:
         batch: int,
         seed: int,
         shuffle: bool,
+        weights: TokenWeights = ALL_ALIKE,
     ) -> None:
         self.engine = engine
         self.capacity_tokens = capacity_tokens
@@ -94,6 +95,7 @@ class RowSource:
         self.batch = batch
         self.seed = seed
         self.shuffle = shuffle
+        self.weights = weights
         fp8 = engine.config.fp8 is not None
         self.multiple = capacity_tokens if engine.equal_rows else row_multiple(engine.layout, fp8=fp8)
         self._look_at(dataset)
@@ -111,7 +113,15 @@ class RowSource:
         )
 
     @classmethod
-    def of(cls, config: Config, dataset: Examples, engine: ModelEngine, *, shuffle: bool) -> "RowSource":
+    def of(
+        cls,
+        config: Config,
+        dataset: Examples,
+        engine: ModelEngine,
+        *,
+        shuffle: bool,
+        weights: TokenWeights = ALL_ALIKE,
+    ) -> "RowSource":
         """Returns the rows that a config makes of a dataset; `shuffle`: for training, by the config's seed."""
         return cls(
             dataset,
@@ -121,6 +131,7 @@ class RowSource:
             batch=config.train.global_batch_pairs,
             seed=config.train.seed,
             shuffle=shuffle,
+            weights=weights,
         )
 
     def over(self, dataset: Examples) -> "RowSource":
@@ -157,7 +168,7 @@ class RowSource:
 
     def _batch(self, indices: Sequence[int], row_tokens: int, reference: ReferenceLogps | None) -> RowBatch:
         examples = [self.dataset[index] for index in indices]
-        row = build_row(examples, indices, row_tokens=row_tokens, share_prefix=self.share_prefix)
+        row = build_row(examples, indices, row_tokens=row_tokens, share_prefix=self.share_prefix, weights=self.weights)
         return row_batch(row, reference, self.engine)
 
 
@@ -207,6 +218,7 @@ def row_batch(row: Row, reference: ReferenceLogps | None, engine: ModelEngine) -
             tensor_group=engine.groups.tp,
             context_group=engine.groups.cp,
             fused=engine.config.fused_kernels,
+            member_weight=None if shard.member_weight is None else tensor(shard.member_weight),
         ),
         sequence_lengths=tensor(row.sequence_lengths),
         sequence_example=tensor(row.sequence_example),

@@ -11,12 +11,14 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import MegatronModule
 
 from megatron_dpop.config import Config
+from megatron_dpop.config.lengths import decay_steps
 
 # Megatron computes the gradient's norm only where it clips.
 NO_CLIPPING = 1e38
 
 # What Megatron-Core calls the optimizers that `optimizer.name` names.
 MEGATRON_OPTIONS: dict[str, dict[str, Any]] = {"adamw": {"optimizer": "adam", "decoupled_weight_decay": True}}
+MEGATRON_STYLES = {"wsd": "WSD"}
 
 MOMENTS_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -28,7 +30,7 @@ def build_optimizer(config: Config, chunks: Sequence[MegatronModule], dtype: tor
         OptimizerConfig(
             **MEGATRON_OPTIONS[options.name],
             lr=options.lr,
-            min_lr=0.0,
+            min_lr=options.min_lr,
             weight_decay=options.weight_decay,
             adam_beta1=options.betas[0],
             adam_beta2=options.betas[1],
@@ -65,16 +67,18 @@ def _torch_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
 
 
 def build_scheduler(config: Config, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
-    """Linear warm-up from 0, then decay to 0 at the last step (or none)."""
+    """Linear warm-up from 0, then decay to `min_lr` at the last step; none of it, or only at the end, as asked."""
     options = config.optimizer
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=options.lr,
-        min_lr=0.0,
+        min_lr=options.min_lr,
         lr_warmup_steps=options.warmup_steps,
         lr_decay_steps=config.train.steps,
-        lr_decay_style=options.schedule,
+        lr_decay_style=MEGATRON_STYLES.get(options.schedule, options.schedule),
+        wsd_decay_steps=decay_steps(config),
+        lr_wsd_decay_style="linear",
         start_wd=options.weight_decay,
         end_wd=options.weight_decay,
         wd_incr_steps=config.train.steps,

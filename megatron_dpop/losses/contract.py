@@ -12,7 +12,7 @@ class CompletionBatch:
     """The completions of one microbatch, sorted by example."""
 
     logps: Tensor
-    """fp32 [sequences], the policy's log-probability summed over scored tokens, differentiable."""
+    """fp32 [sequences], the policy's log-probability summed over scored tokens by their weights, differentiable."""
     reference_logps: Tensor | None
     """fp32 [sequences], the same sum under the reference model; None for losses that need none."""
     lengths: Tensor

@@ -1,8 +1,10 @@
 """What a loss reports, by name."""
 
+from collections.abc import Sequence
+
 import torch
 
-from dpop_base.metric_names import LOSS
+from dpop_base.metric_names import LOSS, SOURCE, VALIDATION
 from megatron_dpop.losses.contract import CompletionBatch
 from megatron_dpop.losses.registry import Loss
 
@@ -20,3 +22,9 @@ def metric_names(loss: Loss) -> list[str]:
         num_examples=1,
     )
     return [LOSS, *loss(batch, kl=torch.zeros(()) if loss.needs_kl else None).metrics]
+
+
+def validation_names(loss: Loss, sources: Sequence[str]) -> list[str]:
+    """Names of a validation's metrics; of several sources each has its own besides those of all."""
+    prefixes = ["", *(f"{SOURCE}{name}/" for name in sources if len(sources) > 1)]
+    return [VALIDATION + prefix + name for prefix in prefixes for name in metric_names(loss)]

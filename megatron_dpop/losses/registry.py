@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpop_base.choices import ExampleKind
 from megatron_dpop.config.load import read_loss
-from megatron_dpop.config.losses import LossConfig, NamedLossConfig, PairLossConfig, SumConfig
+from megatron_dpop.config.losses import DpoConfig, LossConfig, NamedLossConfig, PairLossConfig, SumConfig
 from megatron_dpop.losses import anchored, displacement, margin, reference_free
 from megatron_dpop.losses.aft import aft_loss
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
@@ -80,6 +80,10 @@ class Loss(Protocol):
     def needs_kl(self) -> bool:
         """Whether the call must pass `kl`."""
 
+    @property
+    def tail_weight(self) -> float:
+        """What tokens beyond the length of the example's shortest completion count in a completion's sum."""
+
     def __call__(self, batch: CompletionBatch, *, kl: Tensor | None = None, progress: float = 0.0) -> LossOutput:
         """Computes losses [examples] and metrics of the batch.
 
@@ -115,6 +119,10 @@ class NamedLoss(Loss):
     def needs_kl(self) -> bool:
         return self.definition.needs_kl
 
+    @property
+    def tail_weight(self) -> float:
+        return self.options.ld_alpha if isinstance(self.options, DpoConfig) else 1.0
+
     def __call__(self, batch: CompletionBatch, *, kl: Tensor | None = None, progress: float = 0.0) -> LossOutput:
         assert (kl is not None) == self.needs_kl, f"loss {self.name} and kl do not fit"
         extra: dict[str, Any] = {"kl": kl} if self.needs_kl else {}
@@ -134,6 +142,7 @@ class WeightedSum(Loss):
     name: str = "sum"
     kind: ExampleKind = "pair"
     needs_kl: bool = False
+    tail_weight: float = 1.0
 
     @property
     def needs_reference(self) -> bool:

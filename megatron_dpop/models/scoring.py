@@ -31,12 +31,17 @@ class Scores:
     context_group: torch.distributed.ProcessGroup
     chunking: Chunking | None = None  # tile of logits; None: the device's default
     fused: bool = False  # Triton's kernels, on a GPU
+    member_weight: Tensor | None = None  # fp32 [members], what each counts in its sequence's sum; None: 1
 
 
 def score_row(*, context: Scores, **output: Any) -> Tensor:
-    """Megatron's `output_processor`: log-probability of each completion, summed over its tokens, fp32 [sequences]."""
+    """Megatron's `output_processor`: log-probability of each completion, summed over its tokens by their weights, fp32
+    [sequences].
+    """
     # On the CPU token after token: a completion's sum has the same bits wherever it stands in a row.
     members = _member_logps(context=context, **output)
+    if context.member_weight is not None:
+        members = members * context.member_weight
     sums = torch.segment_reduce(members, "sum", lengths=context.sequence_lengths, axis=0, unsafe=True)
     if context.context_group.size() == 1:
         return sums

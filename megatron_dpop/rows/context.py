@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from megatron_dpop.rows.row import Ints, Row
+from megatron_dpop.rows.row import Ints, Reals, Row
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class RowShard:
     member_score: Ints  # [members], index into the shard's scores
     sequence_lengths: Ints  # [sequences], members of each sequence in this shard
     member_place: Ints  # [members], index into the row's members
+    member_weight: Reals | None  # [members]; None where all count 1
 
 
 def row_chunks(row_tokens: int, rank: int, ranks: int) -> tuple[tuple[int, int], ...]:
@@ -119,4 +120,5 @@ def row_shard(row: Row, rank: int, ranks: int) -> RowShard:
         member_score=score_index[row.member_score[member_is_mine]],
         sequence_lengths=np.bincount(row.member_sequence[member_is_mine], minlength=len(row.sequence_lengths)),
         member_place=np.flatnonzero(member_is_mine),
+        member_weight=None if row.member_weight is None else row.member_weight[member_is_mine],
     )

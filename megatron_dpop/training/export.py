@@ -9,6 +9,7 @@ from checkpoint_convert.conversion.journal import OtherConversionError, is_incom
 from checkpoint_convert.locate import iteration_folder
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
 from checkpoint_convert.megatron_to_peft import megatron_to_peft
+from dpop_base.checkpoint_names import iteration_name
 from dpop_base.files import write_json
 from megatron_dpop.checkpoints.digests import digests_here, named_digests
 from megatron_dpop.checkpoints.intact import content_files, read_checksums
@@ -30,17 +31,21 @@ def export_model(run: Run) -> None:
 
 
 def exports_of(run: Run) -> "Exports":
-    return Exports(run.folder, base=run.inputs.model if run.config.lora else None, say=run.console.say)
+    base = run.inputs.model if run.config.lora else None
+    return Exports(run.folder, base=base, say=run.console.say, iteration=run.best_iteration)
 
 
 class Exports:
     """`hf/`, and `adapter/` of a LoRA run. One process does it."""
 
-    def __init__(self, folder: RunFolder, *, base: Path | None, say: Callable[[str], None]) -> None:
-        """`base`: the model that LoRA adapters belong to."""
+    def __init__(
+        self, folder: RunFolder, *, base: Path | None, say: Callable[[str], None], iteration: int | None = None
+    ) -> None:
+        """`base`: the model that LoRA adapters belong to; `iteration`: the checkpoint, None for the newest."""
         self.folder = folder
         self.base = base
         self.say = say
+        self.checkpoint = folder.checkpoints if iteration is None else folder.checkpoints / iteration_name(iteration)
 
     def set_aside(self) -> None:
         """Moves away, before a run begins anew, what was exported from another one."""
@@ -58,12 +63,12 @@ class Exports:
                 self._export(target, convert)
 
     def _targets(self) -> dict[Path, Callable[[], None]]:
-        checkpoints, hf, adapter = self.folder.checkpoints, self.folder.hf, self.folder.adapter
+        hf, adapter = self.folder.hf, self.folder.adapter
         targets: dict[Path, Callable[[], None]] = {
-            hf: lambda: megatron_to_hf(checkpoints, hf, base=self.base, progress=False)
+            hf: lambda: megatron_to_hf(self.checkpoint, hf, base=self.base, progress=False)
         }
         if self.base is not None:
-            targets[adapter] = lambda: megatron_to_peft(checkpoints, adapter, progress=False)
+            targets[adapter] = lambda: megatron_to_peft(self.checkpoint, adapter, progress=False)
         return targets
 
     def _export(self, target: Path, convert: Callable[[], None]) -> None:
@@ -76,7 +81,7 @@ class Exports:
                 self._set_aside(target)
             convert()
         write_json(self.folder.path / RECORD, {**self._recorded(), target.name: self._source()})
-        self.say(f"exported {target}")
+        self.say(f"exported {target} from {self._source().split()[0]}")
 
     def _is_done(self, target: Path) -> bool:
         whole = target.exists() and not is_incomplete(target)
@@ -84,7 +89,7 @@ class Exports:
 
     def _source(self) -> str:
         """The checkpoint's name and content."""
-        iteration = iteration_folder(self.folder.checkpoints)
+        iteration = iteration_folder(self.checkpoint)
         try:
             digests = read_checksums(iteration)
         except ValueError:

@@ -1,5 +1,6 @@
 """What a run reads, checked before anything is allocated: model, layout, loss, data."""
 
+import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,17 +13,21 @@ from dpop_base.errors import UserError, first_line
 from megatron_dpop.config import Config
 from megatron_dpop.config.expert_layout import check_with_experts
 from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens
+from megatron_dpop.config.lengths import settle_lengths
 from megatron_dpop.config.precision import check_precision
 from megatron_dpop.config.schema import DataConfig, SourceConfig
 from megatron_dpop.data.examples import TokenizedDataset
 from megatron_dpop.data.load import DataSource, load_dataset
 from megatron_dpop.data.templates import PromptFormat
+from megatron_dpop.data.tokenizer import load_tokenizer
+from megatron_dpop.losses.metric_names import validation_names
 from megatron_dpop.losses.registry import Loss, build_loss
 from megatron_dpop.plan.fits import check_memory
 from megatron_dpop.plan.from_config import choice_of, workload_of
 from megatron_dpop.plan.hardware import device_like
 from megatron_dpop.plan.plan import Setting
 from megatron_dpop.plan.workload import Workload
+from megatron_dpop.rows.row import ALL_ALIKE, TokenWeights
 from megatron_dpop.rows.shapes import example_shapes
 from megatron_dpop.runtime.devices import on_gpu
 
@@ -37,11 +42,13 @@ class Inputs:
     train: TokenizedDataset
     validation: TokenizedDataset | None
     reference_model: Path | None
+    token_weights: TokenWeights = ALL_ALIKE
 
 
 def read_inputs(config: Config, *, progress: bool = True) -> Inputs:
     """Raises UserError on the first thing that would make the run fail or mean nothing. Starts no process group."""
-    _check_schedule(config)
+    if config.train.epochs is None:
+        settle_lengths(config)
     loss = build_loss(config.loss)
     model, architecture = read_model(config.model.path, key="model.path")
     layout = ModelLayout.of(config.parallel)
@@ -63,7 +70,9 @@ def read_inputs(config: Config, *, progress: bool = True) -> Inputs:
     validation = None
     if config.data.validation:
         validation = read_data(config, config.data.validation, loss, tokenizer, progress=progress)
-    return Inputs(model, architecture, loss, train, validation, reference)
+    _check_best(config, loss, validation.source_names if validation else ())
+    weights = _token_weights(config, loss, tokenizer, [train, *([validation] if validation else [])])
+    return Inputs(model, architecture, loss, train, validation, reference, weights)
 
 
 def read_model(name: str, *, key: str) -> tuple[Path, Architecture]:
@@ -106,14 +115,6 @@ def token_cache() -> Path:
         except RuntimeError:
             raise UserError("HOME is not set, so no cache is known; set it, or XDG_CACHE_HOME to a folder") from None
     return Path(root) / "megatron_dpop" / "tokens"
-
-
-def _check_schedule(config: Config) -> None:
-    if config.optimizer.warmup_steps >= config.train.steps:
-        raise UserError(
-            f"optimizer.warmup_steps: {config.optimizer.warmup_steps} is not less than train.steps "
-            f"{config.train.steps}; warm up for fewer steps"
-        )
 
 
 def _check_positions(config: Config, architecture: Architecture) -> None:
@@ -170,6 +171,39 @@ def _check_fits(dataset: TokenizedDataset, config: Config) -> None:
             f"data.row_tokens: {config.data.row_tokens} is less than the {tokens[longest]} tokens of an example of "
             f"{dataset.sources[dataset.source_index[longest]].path}, and an example never spans rows; raise it"
         )
+
+
+def _token_weights(config: Config, loss: Loss, tokenizer: Path, datasets: Sequence[TokenizedDataset]) -> TokenWeights:
+    names = config.data.unscored
+    if not names:
+        return TokenWeights(tail=loss.tail_weight)
+    unscored = load_tokenizer(tokenizer, prompt_format(config.data)).token_ids(names, key="data.unscored")
+    for source in (source for dataset in datasets for source in dataset.sources):
+        example = source.examples.first_of(unscored)
+        if example is not None:
+            raise UserError(
+                f"data.unscored: example {example + 1} of {source.path} has an answer of nothing but such tokens, so "
+                "that no token of it would be scored; remove it from the data, or name fewer tokens"
+            )
+    return TokenWeights(unscored, loss.tail_weight)
+
+
+def _check_best(config: Config, loss: Loss, sources: Sequence[str]) -> None:
+    """`sources`: names of the validation data's."""
+    if config.checkpoint.best is None:
+        return
+    if not sources:
+        raise UserError("checkpoint.best: there is no validation; set data.validation, or leave it out")
+    if config.train.validate_every is None:
+        raise UserError(
+            "checkpoint.best: weights are validated before the first step and after the last alone, which leaves no "
+            "choice; set train.validate_every"
+        )
+    metric, known = config.checkpoint.best.metric, validation_names(loss, sources)
+    if metric not in known:
+        near = difflib.get_close_matches(metric, known, n=1, cutoff=0.3)
+        fix = f"did you mean {near[0]}?" if near else f"give one of {', '.join(known)}"
+        raise UserError(f"checkpoint.best.metric: {metric} is no metric of this run's validation; {fix}")
 
 
 def dataset_workload(config: Config, dataset: TokenizedDataset) -> Workload:

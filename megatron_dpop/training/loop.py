@@ -1,6 +1,7 @@
 """The loop over steps: train, validate, record, save."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,12 +17,19 @@ from megatron_dpop.runtime.beats import step_took
 from megatron_dpop.runtime.stop import StoppedError, UnhealthyError
 from megatron_dpop.tracking.recorder import Recorder
 from megatron_dpop.tracking.weights_and_biases import WandbRun
+from megatron_dpop.training.best import Best
 from megatron_dpop.training.metrics import StepMetrics
 from megatron_dpop.training.reruns import Reruns
 from megatron_dpop.training.run import Run
 from megatron_dpop.training.step import train_step
 from megatron_dpop.training.timing import Stragglers
 from megatron_dpop.training.validation import validate
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    data: StepData
+    metrics: StepMetrics
 
 
 class Loop:
@@ -47,28 +55,33 @@ class Loop:
             asynchronous=options.asynchronous,
             on_saved=lambda saved: run.heartbeat.beat("training", saved=saved),
         )
+        self.best = None if options.best is None else Best(options.best, run.folder, self.saver)
 
-    def run(self, train: StepData, validation: StepData | None, *, first_step: int) -> None:
+    def run(self, train: StepData, validation: StepData | None, *, first_step: int) -> int:
         """Takes the steps from `first_step` on; each line of metrics was measured before its step's update.
 
+        Returns how many the run has then taken: fewer than `train.steps` where `checkpoint.best` ran out of patience.
         Raises StoppedError where a signal asked for a stop, and UnhealthyError where the health monitor saw what
         `logging.stop_on` names: after the step in which all ranks learnt of it, saved.
         """
         steps = self.config.train.steps
         trained_on = StepMetrics(self.engine, self.loss, train.source.dataset, self.stop)
-        held_out = StepMetrics(self.engine, self.loss, validation.source.dataset) if validation else None
+        held_out = (
+            HeldOut(validation, StepMetrics(self.engine, self.loss, validation.source.dataset)) if validation else None
+        )
+        self.saver.newest = first_step
         if dist.get_rank() == 0:
             self.recorder = Recorder(self.config, self.folder, self.wandb, first_step=first_step, say=self.console.say)
             self._handle(self.recorder.unhandled)
+        if self.best is not None:
+            self.best.recall(first_step)
         if first_step < steps:
             warm_scales(self.engine, train.source, first_step)
         with self.console.progress(self.loss.name, steps, done=first_step) as bar:
             for step in range(first_step, steps):
-                validated: dict[str, float] = {}
-                if validation and held_out and self._validates_at(step):
-                    same = step == 0 and self._starts_as_reference()
-                    validated = validate(validation, held_out, step, progress=step / steps, policy_is_reference=same)
-                    torch.cuda.empty_cache()  # as after the reference pass
+                validated = self._validate(held_out, step) if self._validates_at(step) else {}
+                if self.best is not None and self.best.is_patience_over:
+                    return self._end(step, validated)
                 trained = train_step(self.engine, train, trained_on, self.reruns, step, progress=step / steps)
                 values = {**trained, **validated}
                 logged = step % self.config.logging.every == 0
@@ -84,11 +97,31 @@ class Loop:
                 self.saver.poll()
                 if self.stop.agreed and step + 1 < steps:
                     self._leave(step + 1)
-        if validation and held_out:
-            validated = {"step": steps, **validate(validation, held_out, steps, progress=1.0)}
-            self.saver.finish()  # where a disk is full, the checkpoint is what it has no room for
-            self._write(validated)
+        return self._end(steps, self._validate(held_out, steps))
+
+    def _validate(self, held_out: HeldOut | None, step: int) -> dict[str, float]:
+        """Metrics of the weights that have taken `step` steps; none without data to validate on."""
+        if held_out is None:
+            return {}
+        same = step == 0 and self._starts_as_reference()
+        progress = step / self.config.train.steps
+        validated = validate(held_out.data, held_out.metrics, step, progress=progress, policy_is_reference=same)
+        torch.cuda.empty_cache()  # as after the reference pass
+        if self.best is not None:
+            self.best.judge(step, validated)
+        return validated
+
+    def _end(self, steps: int, validated: dict[str, float]) -> int:
+        """Leaves the run with its last weights and their validation; returns the steps taken."""
+        if self.saver.newest < steps:
+            self.saver.save(steps)
+        self.saver.finish()  # where a disk is full, the checkpoint is what it has no room for
+        if self.best is not None:
+            self.console.say(self.best.said(steps))
+        if validated:
+            self._write({"step": steps, **validated})
         self._close()
+        return steps
 
     def _leave(self, done: int) -> None:
         self._close()

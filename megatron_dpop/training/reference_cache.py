@@ -168,7 +168,7 @@ class References:
         packing = f"capacity {capacity} shared {source.share_prefix} batch {source.batch}"
         return ReferenceKey(
             weights=self.weights.id,
-            data=source.dataset.fingerprint,
+            data=source.dataset.fingerprint + source.weights.describe(),
             params=f"{named_precision(precision)} {self.engine.device.type}",
             layout=f"{layout} data {self.engine.data_parallel_size} pad_heads {parallel.pad_heads}",
             rows=f"{packing} seed {source.seed if source.shuffle else None}",

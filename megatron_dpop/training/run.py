@@ -1,7 +1,7 @@
 """A run, built: what its parts are given, all in one object."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.distributed as dist
@@ -32,6 +32,8 @@ class Run:
     engine: Engine  # with unset weights until `megatron_dpop.training.resuming.load_policy`
     train: RowSource
     validation: RowSource | None
+    steps_taken: int = 0  # once the loop has ended
+    best_iteration: int | None = None  # the checkpoint to export, where `checkpoint.best` chose one; else the newest
 
     @cached_property
     def identity(self) -> Identity:
@@ -70,6 +72,7 @@ def build_run(config: Config, inputs: Inputs, device: torch.device, stop: StopRe
             memory_bytes=found.total_memory,
         )
     engine = build_engine(config, inputs.architecture, device)
+    source = partial(RowSource.of, config, engine=engine, weights=inputs.token_weights)
     return Run(
         config=config,
         inputs=inputs,
@@ -78,6 +81,6 @@ def build_run(config: Config, inputs: Inputs, device: torch.device, stop: StopRe
         console=Console(silent=is_silent),
         heartbeat=heartbeat,
         engine=engine,
-        train=RowSource.of(config, inputs.train, engine, shuffle=True),
-        validation=RowSource.of(config, inputs.validation, engine, shuffle=False) if inputs.validation else None,
+        train=source(inputs.train, shuffle=True),
+        validation=source(inputs.validation, shuffle=False) if inputs.validation else None,
     )

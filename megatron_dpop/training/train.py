@@ -1,6 +1,6 @@
 """A run from its config to its exported model: build, begin, train, export."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -22,7 +22,7 @@ from megatron_dpop.training.run import Run, build_run
 def train(config: Config, inputs: Inputs, device: torch.device, stop: StopRequest) -> None:
     """Trains, or goes on where a killed run stopped; every rank calls it. Raises StoppedError once `stop` was asked."""
     run = build_run(config, inputs, device, stop)
-    with record_outcome(run, f"trained {config.train.steps} steps"):
+    with record_outcome(run, lambda: f"trained {run.steps_taken} steps"):
         with watching_peers():
             train_steps(run)
         rank = dist.get_rank()
@@ -34,7 +34,7 @@ def train(config: Config, inputs: Inputs, device: torch.device, stop: StopReques
 def compute_references(config: Config, inputs: Inputs, device: torch.device, stop: StopRequest) -> None:
     """Computes and caches reference log-probabilities only; every rank calls it. Raises StoppedError as `train`."""
     run = build_run(config, inputs, device, stop)
-    with record_outcome(run, "computed the reference"):
+    with record_outcome(run, lambda: "computed the reference"):
         with watching_peers():
             keep_identity(run)
             step_data(run)
@@ -47,12 +47,14 @@ def train_steps(run: Run) -> None:
     train, validation = step_data(run)
     torch.cuda.empty_cache()  # a forward-only pass keeps blocks of other sizes than training needs
     first_step = load_policy(run)
-    Loop(run, wandb).run(train, validation, first_step=first_step)
+    loop = Loop(run, wandb)
+    run.steps_taken = loop.run(train, validation, first_step=first_step)
+    run.best_iteration = loop.best.iteration if loop.best is not None else None
 
 
 @contextmanager
-def record_outcome(run: Run, done: str) -> Iterator[None]:
-    """Records in the heartbeat how the run ended, and says its last line; `done` is what a whole run has done."""
+def record_outcome(run: Run, done: Callable[[], str]) -> Iterator[None]:
+    """Records in the heartbeat how the run ended, and says its last line; `done` says what a whole run has done."""
     try:
         yield
     except StoppedError as stopped:
@@ -71,4 +73,4 @@ def record_outcome(run: Run, done: str) -> Iterator[None]:
         run.heartbeat.beat("failed", error=str(error))
         raise
     run.heartbeat.beat("finished")
-    run.console.say(f"finished: {done}; see {run.folder.path}")
+    run.console.say(f"finished: {done()}; see {run.folder.path}")

@@ -29,11 +29,13 @@ NAMES = {
     str: "text",
     type(None): "null",
     schema.WandbConfig: "a project's name or keys",
+    schema.BestConfig: "keys",
     dict[str, str]: "names to names",
 }
 # Values that may be sections of their own: what stands above their keys.
 NESTED = {
     "data": (schema.SourceConfig, "Of each source, where more than its path is given:"),
+    "checkpoint": (schema.BestConfig, "Of `checkpoint.best`:"),
     "logging": (schema.WandbConfig, "Of `logging.wandb`, where more than the project's name is given:"),
 }
 BOUNDS = {annotated_types.Ge: "≥", annotated_types.Gt: ">", annotated_types.Le: "≤", annotated_types.Lt: "<"}
@@ -49,8 +51,12 @@ def config_page() -> str:
 
 def _dataclass_of(kind: Any) -> type:
     """`LoraConfig` of `LoraConfig | None`."""
-    (found,) = (option for option in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(option))
-    return typing.cast(type, found)
+    (found,) = (
+        option
+        for option in (kind, *typing.get_args(kind))
+        if isinstance(option, type) and dataclasses.is_dataclass(option)
+    )
+    return found
 
 
 def _section(name: str, kind: type) -> str:

@@ -240,14 +240,48 @@ KEYS = {
     ("--loss.beta", "-1"): "command line: loss.beta: -1 is not valid: input should be greater than 0",
     ("--train.steps", "0"): "train.steps: 0 is not valid: ",
     ("--optimizer.warmup_steps", "3"): "optimizer.warmup_steps: 3 is not less than train.steps 3; warm up",
+    ("--train.epochs", "1"): "train: .*steps and epochs say the same in two ways; leave one of them out",
+    ("--train.epochs", "1", "--train.steps", "null", "--optimizer.warmup_steps", "5"): "5 is not less than the 2 steps",
     ("stray",): "stray: not an option; override",
     ("--train.steps",): "--train.steps: needs a value",
 }
 
 
+KEYS |= {
+    (
+        "--data.unscored",
+        "[w1 w2]",
+    ): "data.unscored: 'w1 w2' is 2 tokens of .*; name single tokens .* '<end>', or special",
+    ("--data.unscored", f"[<end>, {', '.join(f'w{at}' for at in range(90))}]"): (
+        "data.unscored: example 1 of .*pairs.jsonl has an answer of nothing but such tokens"
+    ),
+    (
+        "--loss.name",
+        "sum",
+        "--loss.terms",
+        "[{name: dpo, ld_alpha: 0.5}, {name: bco}]",
+    ): "loss.terms: .*all terms see the same",
+}
+BEST = "{metric: validation/reward/margin, mode: max}"
+KEYS |= {
+    ("--checkpoint.best", "{metric: validation/loss}"): "checkpoint.best.mode is missing; add it",
+    ("--checkpoint.best", BEST): "checkpoint.best: there is no validation; set data.validation",
+    (
+        "--checkpoint.best",
+        BEST,
+        "--data.validation",
+        "PAIRS",
+    ): "checkpoint.best: .* no choice; set train.validate_every",
+    ("--checkpoint.best", BEST, "--data.validation", "PAIRS", "--train.validate_every", "1"): (
+        "best.metric: validation/reward/margin is no metric of .*; did you mean validation/rewards/margins[?]"
+    ),
+}
+
+
 @pytest.mark.parametrize("overrides", KEYS)
 def test_config_keys(world: World, overrides: tuple[str, ...]) -> None:
-    assert_matches(KEYS[overrides], world.refused(*overrides))
+    words = [word.replace("PAIRS", str(world.pairs)) for word in overrides]
+    assert_matches(KEYS[overrides], world.refused(*words))
 
 
 @pytest.mark.parametrize("command", ["train", "reference"])

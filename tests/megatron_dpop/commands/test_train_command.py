@@ -110,11 +110,14 @@ def test_lora_leaves_a_merged_model_and_a_peft_folder(tmp_path: Path) -> None:
         lora={"rank": 4, "alpha": 8, "targets": ["linear_qkv", "linear_fc2"]},
         optimizer={"lr": 1e-2},
         parallel={"tensor": 2},
+        train={"steps": None, "epochs": 1.5},
         checkpoint={"export_hf": True},
     )
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     done = _command("megatron_dpop", "train", tmp_path / "config.yaml")
     assert done.returncode == 0, done.stderr
+    assert "train.epochs 1.5: 3 steps" in done.stderr  # 18 of 12 pairs, 6 a step
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]["steps"] == 3
     assert "LoRA: 5,632 parameters are trained" in done.stderr  # 4 layers, rank 4: 4 * 4 * (64 + 128 + 96 + 64)
     run = tmp_path / "run"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -38,6 +38,12 @@ def _check(sections: dict[str, Any]) -> None:
         ({"optimizer": {"offload": True, "distributed": False}}, "optimizer.offload: .* optimizer.distributed: false"),
         ({"optimizer": {"offload": True, "state": "bf16"}}, "optimizer.offload: .* optimizer.state: bf16"),
         ({"optimizer": {"state": "bf16", "distributed": False}}, "optimizer.state: .* optimizer.distributed: false"),
+        (
+            {"optimizer": {"schedule": "constant", "min_lr": 1e-6}},
+            "optimizer.min_lr: a constant schedule does not fall",
+        ),
+        ({"optimizer": {"lr": 1e-6, "min_lr": 1e-5}}, "optimizer.min_lr: 1e-05 is more than optimizer.lr 1e-06; give"),
+        ({"optimizer": {"decay_share": 0.2}}, "optimizer.decay_share: has no effect on schedule cosine; set"),
         ({"train": {"offload_activations": True, "recompute": "full"}}, "offload_activations: .*train.recompute: full"),
         (
             {"train": {"offload_activations": True}, "precision": {"params": "fp32"}},

@@ -1,5 +1,6 @@
 """Losses and rewards of TRL's own trainers and ours, on one model and one batch."""
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -10,6 +11,7 @@ from megatron_dpop.logprobs.vocab_parallel import vocab_parallel_linear_logprobs
 from megatron_dpop.losses.contract import CompletionBatch
 from megatron_dpop.losses.kto import kl_estimate
 from megatron_dpop.losses.registry import make_loss
+from megatron_dpop.rows.row import TokenWeights
 from tests.megatron_dpop.losses.batches import random_pairs
 
 trl = pytest.importorskip("trl")
@@ -62,15 +64,25 @@ def arguments(tmp_path) -> dict:
     }
 
 
-def our_logps(model, input_ids, attention_mask, completion_mask) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sequence log-probabilities [sequences] and lengths, through our output layer."""
+def our_logps(
+    model, input_ids, attention_mask, completion_mask, *, tail: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sequence log-probabilities [sequences] and lengths, through our output layer; `tail` as rows weigh tokens."""
     hidden = model.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     scored = completion_mask[:, 1:].bool()
     logps = vocab_parallel_linear_logprobs(
         hidden[:, :-1][scored], model.lm_head.weight, input_ids[:, 1:][scored], vocab_size=VOCAB, tp_group=None
     )
     sequence = torch.arange(len(input_ids))[:, None].expand_as(scored)[scored]
-    return logps.new_zeros(len(input_ids)).index_add(0, sequence, logps), scored.sum(1)
+    lengths = scored.sum(1)
+    if tail != 1:
+        shortest = torch.minimum(*lengths.chunk(2)).repeat(2)
+        weights = [
+            TokenWeights(tail=tail).of_tokens(0, tokens, shortest=least)
+            for tokens, least in zip(lengths.tolist(), shortest.tolist(), strict=True)
+        ]
+        logps = logps * torch.from_numpy(np.concatenate(weights))
+    return logps.new_zeros(len(input_ids)).index_add(0, sequence, logps), lengths
 
 
 def interleave(values: torch.Tensor) -> torch.Tensor:
@@ -93,10 +105,10 @@ def dpo_step(tmp_path_factory, tokenizer):
     columns = inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"]
     policy_model = trainer.accelerator.unwrap_model(trainer.model)
 
-    def batch() -> CompletionBatch:
-        policy_logps, lengths = our_logps(policy_model, *columns)
+    def batch(tail: float = 1.0) -> CompletionBatch:
+        policy_logps, lengths = our_logps(policy_model, *columns, tail=tail)
         with torch.no_grad():
-            reference_logps, _ = our_logps(reference, *columns)
+            reference_logps, _ = our_logps(reference, *columns, tail=tail)
         pairs = len(PROMPTS)
         return CompletionBatch(
             logps=interleave(policy_logps),
@@ -131,6 +143,7 @@ SUM = {
         (["nca_pair"], {"name": "nca", "beta": BETA}, {}),
         (["bco_pair"], {"name": "bco", "beta": BETA}, {}),
         (["sppo_hard"], {"name": "sppo_hard", "beta": BETA}, {}),
+        (["sigmoid"], {"name": "dpo", "beta": BETA, "ld_alpha": 0.4}, {"ld_alpha": 0.4}),
         (["sigmoid", "bco_pair"], SUM, {"loss_weights": [0.8, 0.2]}),
     ],
 )
@@ -140,7 +153,8 @@ def test_pair_losses_equal_trls(dpo_step, monkeypatch, trl_losses, section, sett
         monkeypatch.setattr(trainer, name, value)
     expected = trainer.compute_loss(trainer.model, inputs)
     metrics = trainer._metrics["train"]
-    output = make_loss(section)(batch())
+    loss = make_loss(section)
+    output = loss(batch(loss.tail_weight))
     assert output.losses.mean().item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-6)
     for name in PAIR_METRICS:
         assert output.metrics[name].mean().item() == pytest.approx(metrics[name][-1], rel=1e-5), name

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_dpop.data.examples import TokenizedExample
-from megatron_dpop.rows.row import build_row
+from megatron_dpop.rows.row import TokenWeights, build_row
 from megatron_dpop.rows.shapes import example_shapes
 from tests.megatron_dpop.rows.examples import example, examples, lengths_of
 from tests.megatron_dpop.rows.walk import contexts, scored
@@ -28,6 +28,27 @@ def _expected(group: list[TokenizedExample]) -> list[list[tuple[tuple[int, ...],
 def test_scored_are_exactly_the_completions(group: list[TokenizedExample], share: bool) -> None:
     row = build_row(group, range(len(group)), row_tokens=256, share_prefix=share)
     assert scored(row) == _expected(group)
+
+
+@given(group=groups, share=st.booleans(), unscored=st.frozensets(st.integers(0, 4)))
+def test_tokens_count_what_their_weights_say(
+    group: list[TokenizedExample], share: bool, unscored: frozenset[int]
+) -> None:
+    weights = TokenWeights(unscored, tail=0.25)
+    row = build_row(group, range(len(group)), row_tokens=256, share_prefix=share, weights=weights)
+    kept = [[pair for pair in sequence if pair[1] not in unscored] for sequence in _expected(group)]
+    assert scored(row) == kept
+    assert row.sequence_lengths.tolist() == [len(sequence) for sequence in kept]
+    expected = [
+        1.0 if at < min(map(len, one.completions)) else 0.25
+        for one in group
+        for completion in one.completions
+        for at, token in enumerate(completion.tolist())
+        if token not in unscored
+    ]
+    assert row.member_weight is not None
+    assert row.member_weight.tolist() == expected
+    assert build_row(group, range(len(group)), row_tokens=256, share_prefix=share).member_weight is None
 
 
 @given(group=groups, share=st.booleans())

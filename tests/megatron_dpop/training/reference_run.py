@@ -21,10 +21,13 @@ class Example:
     source: str = "pairs"
 
 
-def completion_logps(model: torch.nn.Module, prompt: list[int], completion: list[int]) -> torch.Tensor:
+def completion_logps(
+    model: torch.nn.Module, prompt: list[int], completion: list[int], weights: list[float] | None = None
+) -> torch.Tensor:
     logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].float()
     targets = torch.tensor(completion)
-    return F.log_softmax(logits, dim=-1).gather(1, targets[:, None]).sum()
+    logps = F.log_softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0]
+    return logps.sum() if weights is None else (logps * torch.tensor(weights)).sum()
 
 
 def example_loss(
@@ -107,8 +110,21 @@ def reference_steps(
         lr=options["lr"],
     )
 
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(policy_folder)
+    unscored = tokenizer.convert_tokens_to_ids(list(tree["data"].get("unscored", [])))
+    tail = tree["loss"].get("ld_alpha", 1.0)
+
     def logps(of: torch.nn.Module, example: Example) -> list[torch.Tensor]:
-        return [completion_logps(of, example.prompt, completion) for completion in example.completions]
+        shortest = min(map(len, example.completions))
+        return [
+            completion_logps(
+                of,
+                example.prompt,
+                completion,
+                [(ids not in unscored) * (1.0 if at < shortest else tail) for at, ids in enumerate(completion)],
+            )
+            for completion in example.completions
+        ]
 
     batch, steps = tree["train"]["global_batch_pairs"], []
     order = np.concatenate([np.random.default_rng((0, epoch)).permutation(len(examples)) for epoch in range(9)])

@@ -32,6 +32,7 @@ LOSSES = {
             {"name": "simpo", "weight": 0.3, "beta": 2.0, "gamma": 1.0},
         ],
     },
+    "weighted": {"name": "dpo", "beta": 0.3, "ld_alpha": 0.4},
     "blend": {"name": "dpop", "beta": 0.3, "lambda": 5.0},
 }
 # By layout of two ranks: losses, each with the capacity of its rows. KTO's KL term must depend on neither.
@@ -79,6 +80,8 @@ def _tree(world: Path, name: str, layout: dict, row_tokens: int) -> dict:
         run={"dir": str(world / f"{name}_{layout.get('tensor', 1)}_{row_tokens}")},
     )
     tree["loss"] = LOSSES[name]
+    if name == "weighted":
+        tree["data"]["unscored"] = ["<end>", "w7"]
     return tree
 
 
