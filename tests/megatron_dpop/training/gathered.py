@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -22,7 +23,8 @@ class Part:
     replica: int  # data- and context-parallel rank
     loss: float
     gradients: Arrays  # fp32, reduced over replicas, by parameter name with the layer's place in the whole model
-    logps: np.ndarray  # fp32 [examples, completions], the same on all ranks
+    values: dict[str, float]  # every metric of the loss
+    logps: np.ndarray | None = None  # fp32 [examples, completions], the same on all ranks
 
 
 def parts_here(runs: list[tuple[dict, str | None]]) -> list[Part]:
@@ -37,11 +39,8 @@ def _part(tree: dict, table: str | None) -> Part:
 
     config = config_from_dict(tree, origin="test")
     device = processes.initialize(config.parallel, seed=0)
-    from megatron.core import parallel_state
-
-    from megatron_dpop.engine.forward import run_rows
+    from megatron_dpop.engine.batches import StepData
     from megatron_dpop.training.inputs import read_inputs
-    from megatron_dpop.training.metrics import StepMetrics
     from megatron_dpop.training.reference import compute_reference
     from megatron_dpop.training.resuming import begin, load_policy
     from megatron_dpop.training.run import build_run
@@ -51,11 +50,52 @@ def _part(tree: dict, table: str | None) -> Part:
     load_policy(run)
     engine, source = run.engine, run.train
     logps = compute_reference(engine, source, 9, lambda _: None)
+    data = StepData(source, np.load(table) if table else logps)
+    part = replace(_step_part(engine, data, run.inputs.loss), logps=logps)
+    leave_model_parallel()
+    return part
+
+
+def losses_here(groups: list[tuple[dict, list[dict]]]) -> list[list[Part]]:
+    """Of each config, which has a reference model of its own, with each of these `loss` sections in place of its own.
+
+    They take the same kind of examples and share the engine, the rows and the reference's log-probabilities.
+    """
+    from megatron_dpop.config.load import config_from_dict
+    from megatron_dpop.losses.registry import make_loss
+    from megatron_dpop.runtime import processes
+
+    found = []
+    for tree, sections in groups:
+        config = config_from_dict(tree, origin="test")
+        device = processes.initialize(config.parallel, seed=0)
+        from megatron_dpop.training.inputs import read_inputs
+        from megatron_dpop.training.reference_cache import step_data
+        from megatron_dpop.training.resuming import begin, load_policy
+        from megatron_dpop.training.run import build_run
+
+        run = build_run(config, read_inputs(config, progress=False), device)
+        begin(run)
+        data, _ = step_data(run)
+        load_policy(run)
+        found.append([_step_part(run.engine, data, make_loss(section)) for section in sections])
+        leave_model_parallel()
+    return found
+
+
+def _step_part(engine: Any, data: Any, loss: Any) -> Part:
+    """Step 0's."""
+    from megatron.core import parallel_state
+
+    from megatron_dpop.engine.forward import run_rows
+    from megatron_dpop.training.kl import step_kl
+    from megatron_dpop.training.metrics import StepMetrics
+
     engine.zero_gradients()
-    metrics = StepMetrics(engine, run.inputs.loss, source.dataset)
-    rows = source.rows(0, np.load(table) if table else logps)
-    examples = len(source.examples_of_step(0))
-    loss = metrics.reduce(run_rows(engine, rows, metrics.row_loss, forward_only=False, examples=examples))["loss"]
+    metrics = StepMetrics(engine, loss, data.source.dataset)
+    row_loss = partial(metrics.row_loss, kl=step_kl(data, 0, when="step 0"), progress=0.4)
+    examples = len(data.source.examples_of_step(0))
+    values = metrics.reduce(run_rows(engine, data.rows(0), row_loss, forward_only=False, examples=examples))
     for chunk in engine.chunks:
         gather_reduced(chunk)
     gradients = {
@@ -63,16 +103,14 @@ def _part(tree: dict, table: str | None) -> Part:
         for module in engine.modules
         for name, parameter in module.named_parameters()
     }
-    part = Part(
+    return Part(
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
         stage=parallel_state.get_pipeline_model_parallel_rank(),
         replica=parallel_state.get_data_parallel_rank(with_context_parallel=True),
-        loss=loss,
+        loss=values["loss"],
+        values=values,
         gradients=gradients,
-        logps=logps,
     )
-    leave_model_parallel()
-    return part
 
 
 def gather_reduced(chunk: Any) -> None:

@@ -39,12 +39,14 @@ def expected(world: Path) -> dict[str, tuple[str, float, Arrays]]:
     """By model: the reference's file, and loss and gradient of one rank without sharing."""
     trees = [_tree(world, model, "expected", share=False) for model in MODELS]
     own = run_ranks(parts_here, 1, [(tree, None) for tree in trees])[0]
+    assert own[0].logps is not None
     shifts = np.random.default_rng(0).normal(0, 1, own[0].logps.shape).astype(np.float32)
     # Some chosen answers have lost probability, some not: the penalty is active in a part of the pairs.
     assert (shifts[:, 0] > 0.05).any()
     assert (shifts[:, 0] < -0.05).any()
     tables = []
     for model, part in zip(MODELS, own, strict=True):
+        assert part.logps is not None
         tables.append(str(world / f"{model}.npy"))
         np.save(tables[-1], part.logps + shifts)
     found = run_ranks(parts_here, 1, list(zip(trees, tables, strict=True)))[0]
