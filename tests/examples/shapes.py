@@ -17,6 +17,10 @@ SIZES: dict[str, tuple[str, tuple[int, int, int, int, int, int, float], dict[str
     "MoMo-72B-lora-1.8.7-DPO": ("llama", (8192, 80, 64, 64, 24576, 152064, 1e6), {"attention_bias": True}),
     "Qwen2.5-72B-Instruct": ("qwen2", (8192, 80, 64, 8, 29568, 152064, 1e6), {}),
     "Qwen3-32B": ("qwen3", (5120, 64, 64, 8, 25600, 151936, 1e6), {"head_dim": 128}),
+    "Llama-3.1-Tulu-3-8B-SFT": ("llama", (4096, 32, 32, 8, 14336, 128264, 5e5), {}),
+    "Llama-3.1-Tulu-3-70B-SFT": ("llama", (8192, 80, 64, 8, 28672, 128264, 5e5), {}),
+    "Llama-3.1-70B-SFT": ("llama", (8192, 80, 64, 8, 28672, 128256, 5e5), {}),
+    "SmolLM3-3B-SFT": ("smollm3", (2048, 36, 16, 4, 11008, 128256, 5e6), {"tie_word_embeddings": True}),
     "Meta-Llama-3-70B-Instruct": ("llama", (8192, 80, 64, 8, 28672, 128256, 5e5), {}),
 }
 BF16_BYTES = 2
@@ -36,9 +40,7 @@ def write_hollow_model(folder: Path) -> None:
         intermediate_size=ffn,
         vocab_size=vocabulary,
         rope_parameters={"rope_type": "default", "rope_theta": theta},
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-        **others,
+        **{"max_position_embeddings": 32768, "tie_word_embeddings": False, **others},
     )
     config.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)

@@ -22,7 +22,6 @@ NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 # Trained from the first stage to the last in a job of its own each (tests/slurm).
 ON_SLURM = "smaug-34b"
 GPUS_PER_NODE = 8
-METAMATH = ("--pair", "90,190,95")  # the lengths for which recipes state their memory
 
 
 def stages(recipe: str, folder: Path, *options: object) -> list[list[str]]:
@@ -43,8 +42,20 @@ def stated_memory(recipe: str) -> dict[str, str]:
     return {part.replace("with buffers", "total"): size for part, size in re.findall(r"([a-z][a-z ]*) ([\d.]+)", line)}
 
 
+def stated_plan(recipe: str) -> tuple[str, str]:
+    """The lengths of pairs for which it states memory and time, and the seconds of a step."""
+    (lengths,) = re.findall(r"--pair ([\d,]+)`", recipe)
+    (seconds,) = re.findall(r"^# Time of a step: ([\d.]+) s for \d+ pairs\.$", recipe, flags=re.MULTILINE)
+    return lengths, seconds
+
+
 def test_the_papers_recipes_and_todays_are_there() -> None:
-    assert {"smaug-7b", "smaug-34b", "smaug-72b", "mistral-7b", "qwen2.5-72b", "qwen3-32b", "llama3-70b"} == {*NAMES}
+    papers = {"smaug-7b", "smaug-34b", "smaug-72b", "mistral-7b"}
+    todays = {"tulu3-8b", "tulu3-70b", "olmo3-style-32b", "smollm3-3b", "llama3.1-70b"}
+    assert papers | todays | {"qwen2.5-72b", "qwen3-32b", "llama3-70b"} == {*NAMES}
+    for name in NAMES:
+        rate = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["config"]["optimizer"]["lr"]
+        assert (rate == 5e-5) is (name in papers)
 
 
 def test_smaug_34b_has_seven_stages_with_the_papers_values(tmp_path: Path) -> None:
@@ -82,9 +93,11 @@ def test_dry_run_at_its_true_size(
         assert re.search(rf"x data \d+ = {ranks} ranks\nrun.dir: {run_dir}\n", out), out
         assert run(["train", config, "--model.path", str(model), "--dry-run", "--ranks", str(ranks + 1)]) == 2
         assert not Path(run_dir).exists()
-    assert run(["plan", config, "--model.path", str(model), "--gpus", str(ranks), *METAMATH, "--json"]) == 0
-    planned = json.loads(capsys.readouterr().out)["memory_bytes"]
-    assert stated == {part: f"{planned[part] / 2**30:.1f}" for part in stated}
+    lengths, seconds = stated_plan((RECIPES / f"{recipe}.yaml").read_text())
+    assert run(["plan", config, "--model.path", str(model), "--gpus", str(ranks), "--pair", lengths, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert stated == {part: f"{planned['memory_bytes'][part] / 2**30:.1f}" for part in stated}
+    assert seconds == f"{planned['seconds']['step']:.1f}"
 
 
 @pytest.mark.slow
