@@ -46,6 +46,7 @@ NEEDS = {
     "tools/": "minutes",
     "examples/paper/": "half an hour",
     "examples/quickstart/model.py": "the model's package from a registry",
+    "examples/api/": "nothing (tests/examples/test_api.py runs them)",
     "examples/recipes/stages.py": "nothing, but writes configs (tests/slurm runs it)",
 }
 
