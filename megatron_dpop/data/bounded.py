@@ -2,8 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 from jinja2.exceptions import SecurityError
@@ -17,19 +16,30 @@ class TooSlowError(Exception):
     """The time is over."""
 
 
-@contextmanager
-def within_seconds(seconds: float = SECONDS) -> Iterator[None]:
-    """Raises TooSlowError in what runs longer. Only a process's first thread can be stopped so; others run on."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGVTALRM, _over)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+class WithinSeconds:
+    """Raises TooSlowError in what runs longer. Only a process's first thread can be stopped so; others run on.
+
+    The signal's handler stays: to set and reset it took a twentieth of tokenising.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._seconds = SECONDS if seconds is None else seconds
+
+    def __enter__(self) -> None:
+        self._watched = threading.get_ident() == threading.main_thread().ident
+        if self._watched:
+            _install_handler()
+            signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds)
+
+    def __exit__(self, *_: object) -> None:
+        if self._watched:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+@lru_cache(maxsize=1)
+def _install_handler() -> None:
+    """Once a process; one that is forked inherits it."""
+    signal.signal(signal.SIGVTALRM, _over)
 
 
 def _over(*_: Any) -> None:

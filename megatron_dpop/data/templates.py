@@ -14,7 +14,7 @@ import jinja2.meta
 
 from dpop_base.errors import UserError, first_line
 
-from .bounded import bound_operators, within_seconds
+from .bounded import WithinSeconds, bound_operators
 from .records import BadRowError, Message
 
 PLAIN = "none"  # the chat template's name for "no template: prompt and completion are plain text"
@@ -160,7 +160,7 @@ class ChatTemplate:
             raise BadRowError(f"`chat_template_kwargs` has `{name}`, which is no argument of a template; leave it out")
         self._fix_surroundings()
         try:
-            with within_seconds():
+            with WithinSeconds():
                 return str(
                     self._tokenizer.apply_chat_template(
                         list(messages),
