@@ -35,7 +35,7 @@ TORCH = Kernels(
 )
 TRANSFORMER_ENGINE = Kernels(
     attention="varlen",
-    tile=(4096, 8192),
+    tile=(4096, 4096),
     widened_tile=False,
     gather_buffer=False,
 )

@@ -258,6 +258,6 @@ def test_default_tiles_differ_by_device(monkeypatch):
     for capability in ((8, 0), (9, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
         sizes.append(default_chunking(torch.device("cuda")).vocab)
-    assert sizes == [512, 2048, 8192]
+    assert sizes == [512, 2048, 4096]
     with pytest.raises(ValueError, match="row_tile"):
         Chunking(tokens=100, vocab=10, row_tile=64)
