@@ -72,6 +72,12 @@ def unpickled_beside_tensors(checkpoint: Path, canary: Path) -> None:
     plant(folder, "rng_state/shard_0.0_1.1", saved([Payload(canary, 2)]))
 
 
+def unpickled_in_place_of_a_common_file(checkpoint: Path, canary: Path) -> None:
+    """Where there is no `common.pt`, Megatron-Core reads what it would hold from an entry among the tensors."""
+    unpickled_beside_tensors(checkpoint, canary)
+    (_iteration(checkpoint) / "common.pt").unlink()
+
+
 def common_file(checkpoint: Path, canary: Path) -> None:
     torch.save({"args": Payload(canary)}, _iteration(checkpoint) / "common.pt")
 

@@ -38,6 +38,7 @@ def _watched_runs(trees: list[dict], canary: str, log: str) -> list[str]:
 
 AS_MODEL: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "objects beside tensors": (payloads.unpickled_beside_tensors, "trained"),
+    "objects in place of common.pt": (payloads.unpickled_in_place_of_a_common_file, "trained"),
     "common.pt": (payloads.common_file, "trained"),
     "metadata": (payloads.metadata_file, "refused, it names"),
     "a tensor": (payloads.tensor, "refused, it names"),
