@@ -52,6 +52,13 @@ class ModelLayout:
         rest = layers - sum(count for count in given.values() if count is not None)
         return [float(given.get(stage) or rest / others) for stage in range(self.pipeline)]
 
+    def layers_of_stage(self, layers: int, stage: int) -> list[int]:
+        """Numbers, from 0, of the layers of a pipeline stage: a run of them for each model chunk."""
+        chunks = self.virtual_pipeline or 1
+        counts = [int(count) // chunks for count in self.stage_layers(layers)]
+        first = sum(counts[:stage])
+        return [chunk * sum(counts) + first + at for chunk in range(chunks) for at in range(counts[stage])]
+
 
 def padded_vocabulary(vocab_size: int, tensor: int) -> int:
     multiple = VOCABULARY_MULTIPLE * tensor

@@ -1,4 +1,4 @@
-"""Entries of weights that a device holds, exactly. The tensor-parallel ranks of a stage hold equally many."""
+"""Entries of weights that a device holds, exactly. All devices of a pipeline stage hold equally many."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,14 @@ class Parameters:
 
     linear: int  # matrices of the transformer's linear layers: what FP8 applies to
     output: int  # the output layer, where it is not the embedding itself
-    other: int  # embedding, norms, biases
+    other: int  # embedding, norms, biases, routers
+    experts: int = 0  # matrices of the experts that tokens are sent to: cut and repeated over ranks of their own
     adapters: int = 0
 
     @property
     def base(self) -> int:
         """Entries of the model, without adapters."""
-        return self.linear + self.output + self.other
+        return self.linear + self.output + self.other + self.experts
 
     def trainable(self, lora: LoraConfig | None) -> int:
         return self.base if lora is None else self.adapters
@@ -42,10 +43,20 @@ def adapter_entries(widths: Widths, lora: LoraConfig) -> int:
     return sum(lora.rank * sum(matrices[target]) for target in lora.targets)
 
 
+def expert_entries(architecture: Architecture, choice: LayoutChoice) -> int:
+    """Counts one layer's, on one device: of the experts that tokens are sent to. 0 where there are none."""
+    experts = architecture.experts
+    if experts is None:
+        return 0
+    one = 3 * architecture.hidden_size * experts.ffn_hidden_size // choice.expert_tensor
+    return experts.count // choice.expert * one
+
+
 def stage_parameters(architecture: Architecture, choice: LayoutChoice, stage: int) -> Parameters:
-    """What each tensor-parallel rank of a pipeline stage holds, all its model chunks together."""
+    """What each device of a pipeline stage holds, all its model chunks together."""
     widths = Widths.of(architecture, choice)
-    layers = int(choice.stage_layers(architecture.num_layers)[stage])
+    numbers = choice.layers_of_stage(architecture.num_layers, stage)
+    layers, mixtures = len(numbers), sum(architecture.has_experts(number) for number in numbers)
     norms = (4 if architecture.post_norms else 2) * widths.hidden + (2 * widths.head_dim if architecture.qk_norm else 0)
     biases = (widths.query + 2 * widths.key if architecture.qkv_bias else 0) + (
         widths.hidden if architecture.attention_output_bias else 0
@@ -54,12 +65,30 @@ def stage_parameters(architecture: Architecture, choice: LayoutChoice, stage: in
     is_first, is_last = stage == 0, stage == choice.pipeline - 1
     # A tied output layer needs a copy of its own where the embedding is on another device.
     has_output = is_last and not (architecture.tied_embeddings and is_first)
+    sizes = {name: outputs * inputs for name, (outputs, inputs) in layer_matrices(widths).items()}
+    attention = sizes["linear_qkv"] + sizes["linear_proj"]
+    feed_forward = sizes["linear_fc1"] + sizes["linear_fc2"]
+    shared, router = _beside_experts(architecture, choice)
     return Parameters(
-        linear=layers * sum(outputs * inputs for outputs, inputs in layer_matrices(widths).values()),
+        linear=layers * attention + (layers - mixtures) * feed_forward + mixtures * shared,
         output=vocabulary if has_output else 0,
-        other=layers * (norms + biases) + (vocabulary if is_first else 0) + (widths.hidden if is_last else 0),
+        other=layers * (norms + biases)
+        + mixtures * router
+        + (vocabulary if is_first else 0)
+        + (widths.hidden if is_last else 0),
+        experts=mixtures * expert_entries(architecture, choice),
         adapters=layers * adapter_entries(widths, choice.lora) if choice.lora else 0,
     )
+
+
+def _beside_experts(architecture: Architecture, choice: LayoutChoice) -> tuple[int, int]:
+    """Entries of a mixture's shared expert, and of its router with the shared expert's gate, which no rank splits."""
+    experts = architecture.experts
+    if experts is None:
+        return 0, 0
+    shared = experts.shared_ffn_hidden_size or 0
+    gates = experts.count + (1 if shared else 0)
+    return 3 * architecture.hidden_size * shared // choice.tensor, gates * architecture.hidden_size
 
 
 def model_parameters(architecture: Architecture) -> int:

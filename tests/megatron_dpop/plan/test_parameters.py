@@ -67,6 +67,8 @@ def _parameters_of_ranks(architecture: Architecture, choice: LayoutChoice) -> li
             pipeline_model_parallel_size=choice.pipeline,
             virtual_pipeline_model_parallel_size=choice.virtual_pipeline,
             context_parallel_size=choice.context,
+            expert_model_parallel_size=choice.expert,
+            expert_tensor_parallel_size=choice.expert_tensor,
             create_gloo_process_groups=False,
         )
         config = transformer_config(architecture, choice, params_dtype=torch.bfloat16)
@@ -110,6 +112,22 @@ def test_families_hold_what_the_plan_says_at_four_ranks(tmp_path: Path) -> None:
         assert of_ranks == planned, architecture.family
 
 
+def test_mixtures_hold_what_the_plan_says_at_four_ranks(tmp_path: Path) -> None:
+    """Experts over ranks of their own, whole or cut; a shared expert with its gate; dense layers between, in chunks."""
+    layouts = {
+        "qwen3-moe-dense-between": LayoutChoice(tensor=2, pipeline=2, virtual_pipeline=2, expert=2),
+        "qwen2-moe": LayoutChoice(tensor=2, pipeline=2, expert_tensor=2),
+        "mixtral": LayoutChoice(tensor=1, pipeline=1, data=4, expert=2, expert_tensor=2),
+    }
+    for family, choice in layouts.items():
+        (tmp_path / "config.json").write_text(json.dumps(CONFIGS[family]().to_dict()))
+        architecture = read_architecture(tmp_path)
+        counted = run_ranks(_parameters_of_ranks, 1, architecture, choice)[0]
+        per_stage = choice.devices // choice.pipeline
+        planned = [stage_parameters(architecture, choice, rank // per_stage).base for rank in range(choice.devices)]
+        assert counted == planned, family
+
+
 def test_published_models_have_the_sizes_of_their_cards(tmp_path: Path) -> None:
     checked = 0
     for path in sorted(PUBLISHED.glob("*.json")):
@@ -135,4 +153,4 @@ def test_ranks_hold_the_whole_model_between_them() -> None:
     repeated = SMAUG_72B.num_layers * 3 * SMAUG_72B.hidden_size + SMAUG_72B.hidden_size
     held = choice.tensor * sum(stage.base for stage in stages)
     assert held - (choice.tensor - 1) * repeated == model_parameters(SMAUG_72B)
-    assert asdict(stages[0]).keys() == {"linear", "output", "other", "adapters"}
+    assert asdict(stages[0]).keys() == {"linear", "output", "other", "experts", "adapters"}
