@@ -80,7 +80,8 @@ def plan_config(
     workload = pair_workload(resolved, prompt=prompt, completion=completion, common=common)
     one = choice_of(resolved)
     check_choice(architecture, one, capacity_tokens=workload.capacity_tokens)
-    if gpus % one.devices:
-        raise UserError(f"gpus: {gpus} is not a multiple of {one.devices}, the GPUs of one replica of the model")
+    of_one_replica = resolved.parallel.fewest_ranks
+    if gpus % of_one_replica:
+        raise UserError(f"gpus: {gpus} is not a multiple of {of_one_replica}, the GPUs of one replica of the model")
     setting = Setting(architecture, workload, DEVICES[device])
     return make_plan(setting, choice_of(resolved, data=gpus // one.devices))

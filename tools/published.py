@@ -7,9 +7,10 @@ sequences, all of whose tokens are scored, packed to the stated length. Their ou
 computes them once more in the backward pass, which counts against us.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpop_base.architectures import Architecture
+from dpop_base.architectures.architecture import Experts
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.plan.activations import TRANSFORMER_ENGINE
 from megatron_dpop.plan.choice import LayoutChoice
@@ -42,6 +43,13 @@ MODELS = {
     "Llama 2 70B": _llama(80, 8192, 28672, 64, 8, 32000),
     "Llama 3 8B": _llama(32, 4096, 14336, 32, 8, 128256),
     "Llama 3 70B": _llama(80, 8192, 28672, 64, 8, 128256),
+    "Qwen3 30B-A3B": replace(
+        _llama(48, 2048, 6144, 32, 4, 151936),
+        family="qwen3_moe",
+        head_dim=128,
+        qk_norm=True,
+        experts=Experts(count=128, per_token=8, ffn_hidden_size=768, shares_sum_to_one=True),
+    ),
 }
 
 
@@ -61,6 +69,7 @@ class Figure:
     pipeline: int = 1
     context: int = 1
     virtual_pipeline: int | None = None
+    expert: int = 1
 
 
 NEMO = "NeMo 24.12"
@@ -93,6 +102,8 @@ POINTS = (
     # Its own layout is FSDP, which we do not have: Megatron Bridge's for the same task stands in.
     Figure("Llama 3 70B", "SFT", AUTOMODEL, 867, 32, 32, 4096, fp8=False, tensor=4, pipeline=4, virtual_pipeline=5),
     Figure("Llama 3 8B", "LoRA", AUTOMODEL, 12473, 1, 32, 4096, fp8=False),
+    # Its weights are FSDP's too, and its all-to-all is DeepEP's.
+    Figure("Qwen3 30B-A3B", "pretraining", AUTOMODEL, 12040, 8, 512, 4096, fp8=False, expert=8),
 )
 
 
@@ -105,6 +116,7 @@ def planned(point: Figure, assumptions: Assumptions = ASSUMPTIONS) -> float:
         tensor=point.tensor,
         pipeline=point.pipeline,
         context=point.context,
+        expert=point.expert,
         virtual_pipeline=point.virtual_pipeline,
         data=point.gpus // (point.tensor * point.pipeline * point.context),
         fp8=point.fp8,
@@ -125,7 +137,8 @@ def table() -> str:
     for point in POINTS:
         found = planned(point)
         layout = f"{point.gpus} GPUs, {point.sequences} x {point.length}"
-        sizes = {name: getattr(point, name) for name in ("tensor", "pipeline", "virtual_pipeline", "context")}
+        names = ("tensor", "pipeline", "virtual_pipeline", "context", "expert")
+        sizes = {name: getattr(point, name) for name in names}
         layout += "".join(f", {name} {size}" for name, size in sizes.items() if size and size > 1)
         precision = "FP8" if point.fp8 else "bf16"
         lines.append(

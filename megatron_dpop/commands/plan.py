@@ -11,6 +11,7 @@ from dpop_base.architectures import read_architecture
 from dpop_base.errors import UserError
 from megatron_dpop.commands.plan_text import show_plan, show_search, show_weak_scaling
 from megatron_dpop.config import Config, load_config
+from megatron_dpop.config.expert_layout import check_with_experts
 from megatron_dpop.config.precision import check_precision
 from megatron_dpop.plan.choice import LayoutChoice, check_choice
 from megatron_dpop.plan.fits import check_memory
@@ -54,7 +55,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     setting, source = _setting(config, arguments)
     choice = choice_of(config)
-    devices = choice.devices if arguments.gpus is None else arguments.gpus
+    of_one_replica = config.parallel.fewest_ranks
+    devices = of_one_replica if arguments.gpus is None else arguments.gpus
     if devices < 1:
         raise UserError(f"--gpus: {devices} is not a number of devices; give 1 or more")
     if arguments.weak_scaling:
@@ -64,9 +66,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     else:
         check_choice(setting.architecture, choice, capacity_tokens=setting.workload.capacity_tokens)
         check_precision(config, setting.architecture, choice, gpu=True)
-        if devices % choice.devices:
+        if devices % of_one_replica:
             raise UserError(
-                f"--gpus: {devices} is not a multiple of {choice.devices}, the GPUs that one replica of the model takes"
+                f"--gpus: {devices} is not a multiple of {of_one_replica}, the GPUs that one replica of the model takes"
             )
         choice = replace(choice, data=devices // choice.devices)
         check_memory(setting, choice)
@@ -80,8 +82,7 @@ def _setting(config: Config, arguments: argparse.Namespace) -> tuple[Setting, st
 
     folder = assets_folder(resolve_model(config.model.path, key="model.path", weights=False))
     architecture = read_architecture(folder)
-    if architecture.experts is not None:
-        raise UserError(f"model.path: {architecture.family} is a mixture of experts, which cannot be planned yet")
+    check_with_experts(config, architecture)
     workload, source = _workload(config, folder, arguments.pair)
     return Setting(architecture, workload, DEVICES[arguments.device]), source
 

@@ -73,9 +73,12 @@ def _show_traffic(setting: Setting, plan: Plan) -> None:
     for name, sent in (
         ("tensor", traffic.tensor),
         ("context", traffic.context),
+        ("expert", traffic.expert),
         ("pipeline", traffic.pipeline),
         ("data", traffic.data),
     ):
+        if name == "expert" and not sent:
+            continue
         wire = "NVLink" if wires[name] == setting.hardware.node_bandwidth else "network"
         _line(name, sent / 1e9, f"{wire}, {wires[name] / 1e9:.0f} GB/s" if sent else "")
     if traffic.host:
@@ -89,12 +92,14 @@ def _show_time(plan: Plan) -> None:
         ("compute", time.compute),
         ("tensor-parallel transfers", time.tensor),
         ("context-parallel transfers", time.context),
+        ("transfers to experts", time.expert),
         ("pipeline transfers", time.pipeline),
         ("pipeline bubble", time.bubble),
         ("data-parallel transfers", time.data),
         ("optimizer", time.optimizer),
     ):
-        _line(name, seconds)
+        if seconds or name != "transfers to experts":
+            _line(name, seconds)
     _line("step", time.step, f"{time.examples_per_second:.1f} pairs/s, {time.tokens_per_second:.0f} tokens/s, "
           f"MFU {time.model_flops_utilisation:.0%}")  # fmt: skip
 

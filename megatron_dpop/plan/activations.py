@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dpop_base.architectures import Architecture
-from megatron_dpop.plan.choice import LayoutChoice, Recompute, Widths
+from megatron_dpop.plan.choice import BYTES, LayoutChoice, Recompute, Widths
+from megatron_dpop.plan.mixtures import mixture_activations, mixture_backward_bytes
 from megatron_dpop.plan.workload import Row
 
-FP32 = 4
+FP32 = BYTES["fp32"]
 FP8 = 1
 
 
@@ -76,8 +77,10 @@ def _sum(*parts: dict[str, float]) -> float:
     return sum(sum(part.values()) for part in parts)
 
 
-def layer_activations(architecture: Architecture, choice: LayoutChoice, row: Row, kernels: Kernels) -> LayerActivations:
-    """Returns the activations of one layer and one row on one device."""
+def layer_activations(
+    architecture: Architecture, choice: LayoutChoice, row: Row, kernels: Kernels, *, mixture: bool = False
+) -> LayerActivations:
+    """Returns the activations of one layer, with a `mixture` of experts or without, and one row on one device."""
     widths = Widths.of(architecture, choice)
     tokens, size = row.tokens / choice.context, choice.bytes
     # FP8 keeps the inputs of linear layers as they were multiplied; adapters need them in bf16.
@@ -96,6 +99,8 @@ def layer_activations(architecture: Architecture, choice: LayoutChoice, row: Row
         "output of linear_fc1": 2 * tokens * widths.ffn * size,
         "input of linear_fc2": tokens * widths.ffn * linear_input,
     }
+    if mixture:
+        feed_forward = {**norm, **mixture_activations(architecture, choice, row)}
     if architecture.qk_norm:
         normed = tokens * (widths.query + widths.key)
         attention["inputs of the query and key norms"] = normed * size
@@ -142,7 +147,7 @@ def _block_attention(choice: LayoutChoice, row: Row, widths: Widths) -> dict[str
     return kept
 
 
-def backward_bytes(architecture: Architecture, choice: LayoutChoice, row: Row) -> float:
+def backward_bytes(architecture: Architecture, choice: LayoutChoice, row: Row, *, mixture: bool = False) -> float:
     """The most that one layer's backward pass holds of its own: gradients of activations and of one weight.
 
     A node's gradients come while what it kept goes, so the peak is at the layer's end, before much has gone: the
@@ -152,6 +157,8 @@ def backward_bytes(architecture: Architecture, choice: LayoutChoice, row: Row) -
     widths = Widths.of(architecture, choice)
     tokens, size = row.tokens / choice.context, choice.bytes
     hidden = tokens * widths.hidden
+    if mixture:
+        return mixture_backward_bytes(architecture, choice, row)
     gradients = (hidden + hidden / choice.sequence_shards + 2 * tokens * widths.ffn) * size
     weight = 0 if choice.lora else widths.ffn * widths.hidden * size
     return gradients + weight

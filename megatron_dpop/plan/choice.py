@@ -54,6 +54,11 @@ class LayoutChoice(ModelLayout):
         """Ranks with the same weights: over them gradients are summed and the optimizer's state is split."""
         return self.data * self.context
 
+    @property
+    def expert_data_shards(self) -> int:
+        """Ranks with the same experts, over which the experts' gradients and optimizer state are shared."""
+        return self.devices // (self.pipeline * self.expert * self.expert_tensor)
+
 
 @dataclass(frozen=True)
 class Widths:

@@ -40,6 +40,8 @@ def describe(choice: LayoutChoice) -> str:
         "first_stage_layers": choice.first_stage_layers,
         "last_stage_layers": choice.last_stage_layers,
         "context": choice.context,
+        "expert": choice.expert,
+        "expert_tensor": choice.expert_tensor,
         "data": choice.data,
     }
     words = [f"{name} {size}" for name, size in sizes.items() if size not in (None, 1) or name == "tensor"]

@@ -84,12 +84,15 @@ def stage_memory(
     parameters = stage_parameters(architecture, choice, stage)
     row = workload.row(choice)
     trainable = parameters.trainable(choice.lora)
-    shards = choice.data_shards if choice.distributed_optimizer else 1
-    optimizer = optimizer_bytes(choice) * trainable / shards
+    state_entries = parameters.shared_out(choice)
+    optimizer = optimizer_bytes(choice) * state_entries
     activations = _activations(architecture, workload, choice, kernels, stage)
     is_last = stage == choice.pipeline - 1
-    layer = layer_activations(architecture, choice, row, kernels)
-    backward = layer.recomputed(choice.recompute) + backward_bytes(architecture, choice, row)
+    backward = max(
+        layer_activations(architecture, choice, row, kernels, mixture=mixture).recomputed(choice.recompute)
+        + backward_bytes(architecture, choice, row, mixture=mixture)
+        for mixture in _layers_by_kind(architecture, choice, stage)
+    )
     logprob = logprob_bytes(architecture, choice, row, kernels) if is_last else 0.0
     buffers = _gather_buffer(architecture, choice, row, kernels) + _overlap_buffers(architecture, choice, row)
     if assumptions is not None:
@@ -104,7 +107,7 @@ def stage_memory(
         backward=backward,
         buffers=buffers,
         # The host also holds the gradients that it updates with.
-        host=optimizer + FP32 * trainable / shards if choice.offload_optimizer else 0.0,
+        host=optimizer + FP32 * state_entries if choice.offload_optimizer else 0.0,
     )
 
 
@@ -112,7 +115,8 @@ def weight_bytes(parameters: Parameters, choice: LayoutChoice) -> float:
     """Counts FP8 weights too: linear layers keep both forms of them between micro-batches, beside bf16 or alone."""
     linear = choice.bytes if not choice.fp8_params else 0
     linear += FP8_COPIES if choice.fp8 else 0
-    return linear * parameters.linear + choice.bytes * (parameters.output + parameters.other + parameters.adapters)
+    others = parameters.output + parameters.other + parameters.experts + parameters.adapters
+    return linear * parameters.linear + choice.bytes * others
 
 
 def in_flight(choice: LayoutChoice, rows: int, stage: int) -> int:
@@ -133,8 +137,12 @@ def _activations(
     rows = workload.rows(choice)
     row = workload.row(choice)
     chunks = in_flight(choice, rows, stage)
-    layers = choice.stage_layers(architecture.num_layers)[stage] / choice.chunks
-    kept = layers * layer_activations(architecture, choice, row, kernels).kept(choice.recompute)
+    kept = sum(
+        layers
+        / choice.chunks
+        * layer_activations(architecture, choice, row, kernels, mixture=mixture).kept(choice.recompute)
+        for mixture, layers in _layers_by_kind(architecture, choice, stage).items()
+    )
     hidden = row.tokens / choice.context * architecture.hidden_size / choice.sequence_shards
     is_last = stage == choice.pipeline - 1
     # Boundary tensors stay in the schedule's lists (`deallocate_pipeline_outputs` is off); a received one is the very
@@ -147,6 +155,13 @@ def _activations(
     if is_last:
         total += hidden * choice.bytes + score_bytes(architecture, choice, row)
     return total
+
+
+def _layers_by_kind(architecture: Architecture, choice: LayoutChoice, stage: int) -> dict[bool, int]:
+    """Layers of a stage with a mixture of experts (True) and without, where there are such."""
+    numbers = choice.layers_of_stage(architecture.num_layers, stage)
+    mixtures = sum(architecture.has_experts(number) for number in numbers)
+    return {mixture: count for mixture, count in ((True, mixtures), (False, len(numbers) - mixtures)) if count}
 
 
 def _gather_buffer(architecture: Architecture, choice: LayoutChoice, row: Row, kernels: Kernels) -> float:
@@ -166,5 +181,5 @@ def _overlap_buffers(architecture: Architecture, choice: LayoutChoice, row: Row)
 
 def _groups(choice: LayoutChoice) -> int:
     """Groups of several ranks that a device is in."""
-    sizes = (choice.tensor, choice.pipeline, choice.context, choice.data_shards)
+    sizes = (choice.tensor, choice.pipeline, choice.context, choice.data_shards, choice.expert, choice.expert_tensor)
     return sum(size > 1 for size in sizes)

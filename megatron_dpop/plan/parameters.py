@@ -26,6 +26,14 @@ class Parameters:
     def trainable(self, lora: LoraConfig | None) -> int:
         return self.base if lora is None else self.adapters
 
+    def shared_out(self, choice: LayoutChoice) -> float:
+        """Trained entries of which this device keeps the optimizer's state, where ranks with equal weights share it."""
+        trained = self.trainable(choice.lora)
+        if not choice.distributed_optimizer:
+            return trained
+        experts = self.experts if choice.lora is None else 0
+        return (trained - experts) / choice.data_shards + experts / choice.expert_data_shards
+
 
 def layer_matrices(widths: Widths) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of each linear layer on one tensor-parallel rank, by Megatron's names."""

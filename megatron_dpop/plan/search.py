@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from dpop_base.errors import UserError
-from megatron_dpop.config.schema import LoraConfig
+from megatron_dpop.config.schema import LINEARS, LoraConfig
 from megatron_dpop.plan.choice import LayoutChoice, Recompute, check_choice
 from megatron_dpop.plan.plan import Plan, Setting, fits, make_plan
 
@@ -44,11 +44,22 @@ def candidates(
                     if layers % pipeline == 0
                     else layers - (pipeline - 1) * -(-layers // pipeline),
                 )
-                if not _possible(setting, layout):
-                    continue
-                for chunks in _virtual_pipelines(layers, layout) if interleaved else [None]:
-                    for recompute in RECOMPUTE:
-                        yield replace(layout, virtual_pipeline=chunks, recompute=recompute)
+                for cut in _expert_layouts(setting, layout):
+                    if not _possible(setting, cut):
+                        continue
+                    for chunks in _virtual_pipelines(layers, cut) if interleaved else [None]:
+                        for recompute in RECOMPUTE:
+                            yield replace(cut, virtual_pipeline=chunks, recompute=recompute)
+
+
+def _expert_layouts(setting: Setting, layout: LayoutChoice) -> list[LayoutChoice]:
+    """Whole experts over the ranks of a stage, in every number of groups; matrices of single experts stay whole."""
+    experts = setting.architecture.experts
+    if experts is None:
+        return [layout]
+    ranks = layout.devices // layout.pipeline
+    sizes = [size for size in divisors(experts.count) if ranks % size == 0]
+    return [replace(layout, expert=size, expert_tensor=1) for size in sizes]
 
 
 def _possible(setting: Setting, layout: LayoutChoice) -> bool:
@@ -70,16 +81,18 @@ def _virtual_pipelines(layers: int, layout: LayoutChoice) -> list[int | None]:
 def ranked(setting: Setting, method: LayoutChoice, devices: int) -> list[Plan]:
     """Plans that fit, the fastest step first: of each layout the one with the best interleaving and recomputation."""
     fitting = (choice for choice in candidates(setting, method, devices) if fits(setting, choice))
-    best: dict[tuple[int, int, int], Plan] = {}
+    best: dict[tuple[int, ...], Plan] = {}
     for plan in sorted((make_plan(setting, choice) for choice in fitting), key=lambda plan: plan.time.step):
-        best.setdefault((plan.choice.tensor, plan.choice.pipeline, plan.choice.context), plan)
+        key = (plan.choice.tensor, plan.choice.pipeline, plan.choice.context, plan.choice.expert)
+        best.setdefault(key, plan)
     return list(best.values())
 
 
 def methods(setting: Setting, given: LayoutChoice) -> list[LayoutChoice]:
     """Full-parameter training and LoRA, in bf16 and, where the device has it, in FP8."""
-    precisions = (False, True) if setting.hardware.fp8_flops is not None and given.params == "bf16" else (False,)
-    adapters = (None, given.lora or LoraConfig())
+    has_fp8 = setting.hardware.fp8_flops is not None and given.params == "bf16" and not setting.architecture.experts
+    precisions = (False, True) if has_fp8 else (False,)
+    adapters = (None, _adapters(setting, given))
     return [replace(given, lora=lora, fp8=fp8) for lora in adapters for fp8 in precisions]
 
 
@@ -105,8 +118,10 @@ def fewest_by_method(setting: Setting, given: LayoutChoice) -> dict[str, dict[st
     ways = {
         "full-parameter": full,
         "full-parameter, optimizer on the CPU": replace(full, offload_optimizer=True),
-        "LoRA": replace(full, lora=given.lora or LoraConfig()),
+        "LoRA": replace(full, lora=_adapters(setting, given)),
     }
+    if setting.architecture.experts:  # whose optimizer stays on the GPU (`config.expert_layout`)
+        del ways["full-parameter, optimizer on the CPU"]
     return {
         name: {
             "devices": fewest_devices(setting, way),
@@ -114,6 +129,12 @@ def fewest_by_method(setting: Setting, given: LayoutChoice) -> dict[str, dict[st
         }
         for name, way in ways.items()
     }
+
+
+def _adapters(setting: Setting, given: LayoutChoice) -> LoraConfig:
+    """The adapters asked for, or those that can be trained by default: of experts none."""
+    targets = ("linear_qkv", "linear_proj") if setting.architecture.experts else LINEARS
+    return given.lora or LoraConfig(targets=targets)
 
 
 def nearest(setting: Setting, choice: LayoutChoice) -> Plan | None:
@@ -131,7 +152,7 @@ def _best(setting: Setting, method: LayoutChoice, devices: int, *, key: Callable
 
 def _distance(one: LayoutChoice, other: LayoutChoice) -> float:
     """Counts doublings of a parallel size and steps of recomputation."""
-    sizes = ((one.tensor, other.tensor), (one.pipeline, other.pipeline), (one.context, other.context))
+    sizes = [(getattr(one, name), getattr(other, name)) for name in ("tensor", "pipeline", "context", "expert")]
     doublings = sum(abs(math.log2(a / b)) for a, b in sizes)
     return doublings + abs(RECOMPUTE.index(one.recompute) - RECOMPUTE.index(other.recompute)) / 2
 

@@ -8,6 +8,9 @@ pieces that they are cut into. Context-parallel collectives and the transfers of
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dpop_base.architectures import Architecture
 from megatron_dpop.config.layout import padded_vocabulary
 from megatron_dpop.plan.activations import Kernels, layer_activations
@@ -15,6 +18,7 @@ from megatron_dpop.plan.choice import LayoutChoice, Widths
 from megatron_dpop.plan.flops import example_training_flops
 from megatron_dpop.plan.hardware import Assumptions, Hardware
 from megatron_dpop.plan.memory import optimizer_bytes
+from megatron_dpop.plan.mixtures import mixture_products
 from megatron_dpop.plan.parameters import layer_matrices, stage_parameters
 from megatron_dpop.plan.traffic import data_traffic, host_traffic, row_traffic, wire_bandwidths
 from megatron_dpop.plan.workload import Row, Workload
@@ -32,6 +36,7 @@ class StepTime:
     compute: float
     tensor: float
     context: float
+    expert: float
     pipeline: float
     bubble: float
     data: float
@@ -50,6 +55,7 @@ class _RowTime:
     backward: float
     tensor: float
     context: float
+    expert: float
     pipeline: float
 
     @property
@@ -58,7 +64,7 @@ class _RowTime:
 
     @property
     def total(self) -> float:
-        return self.compute + self.tensor + self.context + self.pipeline
+        return self.compute + self.tensor + self.context + self.expert + self.pipeline
 
 
 def step_time(
@@ -80,6 +86,7 @@ def step_time(
         "compute": rows * slowest.compute,
         "tensor": rows * slowest.tensor,
         "context": rows * slowest.context,
+        "expert": rows * slowest.expert,
         "pipeline": rows * slowest.pipeline,
         "bubble": bubble,
         "data": _data_seconds(architecture, choice, hardware, assumptions, stages[0]),
@@ -110,21 +117,29 @@ def _row_time(
     kernels: Kernels,
     assumptions: Assumptions,
 ) -> _RowTime:
-    layers = choice.stage_layers(architecture.num_layers)[stage]
+    numbers = choice.layers_of_stage(architecture.num_layers, stage)
+    layers, mixtures = len(numbers), sum(architecture.has_experts(number) for number in numbers)
     widths = Widths.of(architecture, choice)
     tokens = row.tokens / choice.context
     bf16 = hardware.bf16_flops * assumptions.linear
     in_fp8 = assumptions.fp8_blockwise_linear if choice.fp8_blockwise else assumptions.fp8_linear
     linear_rate = hardware.fp8_flops * in_fp8 if choice.fp8 and hardware.fp8_flops else bf16
-    linear, hidden_gradient, weight_gradient = (
-        layers * flops / linear_rate for flops in _products(widths, tokens, assumptions.product_depth)
-    )
+    matrices = layer_matrices(widths)
+    attention_products = [(tokens, *matrices[name]) for name in ("linear_qkv", "linear_proj")] * layers
+    dense_products = [(tokens, *matrices[name]) for name in ("linear_fc1", "linear_fc2")] * (layers - mixtures)
+    times = _products(attention_products + dense_products, assumptions.product_depth, linear_rate)
+    if mixtures:
+        products = mixture_products(architecture, choice, row) * mixtures
+        times += _products(products, assumptions.product_depth, hardware.bf16_flops * assumptions.expert_linear)
+    linear, hidden_gradient, weight_gradient = map(float, times)
     share = assumptions.cudnn_attention if choice.attention_kernel == "cudnn" else assumptions.attention
     keys = row.attended / row.tokens
     share *= keys / (keys + assumptions.attention_keys)
     attention = layers * 4 * row.attended / choice.context * widths.query / (hardware.bf16_flops * share)
-    kept = layer_activations(architecture, choice, row, kernels).whole
-    element_wise = layers * kept / (hardware.memory_bandwidth * assumptions.memory)
+    kept = (layers - mixtures) * layer_activations(architecture, choice, row, kernels).whole
+    if mixtures:
+        kept += mixtures * layer_activations(architecture, choice, row, kernels, mixture=True).whole
+    element_wise = kept / (hardware.memory_bandwidth * assumptions.memory)
     forward = linear + attention + FORWARD_PASSES * element_wise
     # Frozen weights need no gradients.
     backward = hidden_gradient + (0.0 if choice.lora else weight_gradient)
@@ -150,21 +165,21 @@ def _row_time(
         backward=backward,
         tensor=tensor,
         context=(traffic.context_forward + traffic.context_backward) / rates["context"],
+        expert=(traffic.expert_forward + traffic.expert_backward) / rates["expert"],
         pipeline=0.0 if choice.virtual_pipeline else 2 * traffic.pipeline / rates["pipeline"],
     )
 
 
-def _products(widths: Widths, tokens: float, depth: float) -> tuple[float, float, float]:
-    """FLOPs of a layer's products forward, of its inputs' and of its weights' gradients, and what narrow ones add.
+def _products(products: list[tuple[float, int, int]], depth: float, rate: float) -> NDArray[np.float64]:
+    """Seconds of products of (tokens, outputs, inputs), of their inputs' gradients and of their weights': [3].
 
     A product sums over its depth: inputs, outputs, tokens. Filling and emptying a tile of results takes as long as
     `depth` entries of it.
     """
-    shapes = layer_matrices(widths).values()
-    each = [2 * tokens * outputs * inputs for outputs, inputs in shapes]
-    forward = sum(flops * (1 + depth / inputs) for flops, (_, inputs) in zip(each, shapes, strict=True))
-    hidden = sum(flops * (1 + depth / outputs) for flops, (outputs, _) in zip(each, shapes, strict=True))
-    return forward, hidden, sum(each) * (1 + depth / tokens)
+    tokens, outputs, inputs = np.array(products, dtype=np.float64).reshape(-1, 3).T
+    flops = 2 * tokens * outputs * inputs
+    slower = np.array([depth / inputs, depth / outputs, depth / np.maximum(tokens, 1.0)])
+    return np.asarray((flops * (1 + slower)).sum(axis=1) / rate)
 
 
 def _data_seconds(
@@ -182,9 +197,8 @@ def _optimizer_seconds(
     architecture: Architecture, choice: LayoutChoice, hardware: Hardware, assumptions: Assumptions
 ) -> float:
     """Reads gradients, reads and writes its state, writes weights; its norm reads the gradients once more."""
-    trainable = stage_parameters(architecture, choice, 0).trainable(choice.lora)
-    shards = choice.data_shards if choice.distributed_optimizer else 1
-    touched = (2 * 4 + 2 * optimizer_bytes(choice) + choice.bytes) * trainable / shards
+    entries = stage_parameters(architecture, choice, 0).shared_out(choice)
+    touched = (2 * 4 + 2 * optimizer_bytes(choice) + choice.bytes) * entries
     on_device = touched / (hardware.memory_bandwidth * assumptions.memory)
     return (
         on_device if not choice.offload_optimizer else host_traffic(architecture, choice, 0) / hardware.host_bandwidth

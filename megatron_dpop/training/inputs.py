@@ -230,7 +230,5 @@ def check_fits_devices(
             f"parallel: the layout needs {config.parallel.fewest_ranks} ranks, which does not divide "
             f"{devices} devices; use a multiple of it"
         )
-    if architecture.experts is not None:
-        return  # of which no plan is known yet
     setting = Setting(architecture, dataset_workload(config, dataset), device_like(device_name, memory_bytes))
     check_memory(setting, choice_of(config, data=devices // config.parallel.model_parallel))

@@ -48,7 +48,9 @@ def metrics_of(loads: list[float], folder: str) -> dict[str, float]:
 
 
 def test_load_is_the_busiest_experts_over_the_mean(tmp_path: Path) -> None:
-    config = Qwen3MoeConfig(num_hidden_layers=4, num_experts=EXPERTS, num_experts_per_tok=CHOSEN, mlp_only_layers=[0, 2])
+    config = Qwen3MoeConfig(
+        num_hidden_layers=4, num_experts=EXPERTS, num_experts_per_tok=CHOSEN, mlp_only_layers=[0, 2]
+    )
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     loads = [0.0] * 6 + [5, 5, 5, 5, 5, 5] + [0.0] * 6 + [30, 0, 0, 0, 0, 0]
     [found] = run_ranks(metrics_of, 1, loads, str(tmp_path))

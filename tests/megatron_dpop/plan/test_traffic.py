@@ -71,4 +71,6 @@ def test_groups_that_leave_the_node_take_the_network() -> None:
     device = DEVICES["h100"]
     wires = wire_bandwidths(LayoutChoice(tensor=4, context=2, data=2, pipeline=2), device)
     node, network = device.node_bandwidth, device.network_bandwidth
-    assert wires == {"tensor": node, "context": node, "data": network, "pipeline": network}
+    assert wires == {"tensor": node, "context": node, "expert": node, "data": network, "pipeline": network}
+    two_nodes = wire_bandwidths(LayoutChoice(data=16, expert=16), device)
+    assert two_nodes["expert"] == network * 15 / 8, "of fifteen other ranks eight are on the other node"
