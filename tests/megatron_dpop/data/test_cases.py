@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_dpop.commands.main import run
+from megatron_dpop.data.formats import TABLE
 
 CASES = Path(__file__).parent / "cases"
 
@@ -48,6 +49,7 @@ READ: dict[str, Expected] = {
     "04c_alpaca_system_history.jsonl": answers(),
     "04d_whole_conversation_system_column.jsonl": pairs(),
     "04e_query_response_system.jsonl": answers(),
+    "04f_orca_chat.jsonl": answers(),
     "05_lf_alpaca_dpo.json": pairs(),
     "05b_lf_sharegpt_dpo.json": pairs(),
     "05c_lf_old_output_list.json": pairs(),
@@ -58,6 +60,7 @@ READ: dict[str, Expected] = {
     "06b_distilabel_instruction_generations.jsonl": pairs(unused=("generation_models",)),
     "06c_argilla_response.jsonl": pairs(),
     "06d_ratings_null.jsonl": pairs(left_out=("a completion without a rating",)),
+    "06e_ranks.jsonl": pairs(),
     "07_openai_preference.jsonl": pairs(unused=("input.parallel_tool_calls",)),
     "07b_nemo_rl.jsonl": pairs(),
     "07c_nemo_aligner.jsonl": pairs(unused=("chosen_reward", "rejected_reward")),
@@ -148,6 +151,14 @@ def test_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert len(found) == len(wanted)
         assert all(any(text.startswith(begin) for text in found) for begin in wanted)
     assert tuple(report["unused"]) == expected.unused
+
+
+def test_every_format_has_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    found = set()
+    for name, expected in READ.items():
+        assert run(["data", "inspect", str(CASES / name), *expected.arguments, "--json"]) == 0
+        found.add(json.loads(capsys.readouterr().out)["format"].split(" (")[0])
+    assert sorted({form.name for form in TABLE} - found) == []
 
 
 @pytest.mark.parametrize("name", REFUSED)
