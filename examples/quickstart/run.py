@@ -6,6 +6,7 @@ skipped, and a training run that was stopped goes on where it was.
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -42,6 +43,7 @@ class Quickstart:
         self._stage("6/7 export: the trained models as Hugging Face folders, compared with Megatron's", self._compare)
         self._stage("7/7 report: what the two losses did", self._report)
         print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open {self.run / 'report.html'}.")
+        print("\n".join(next_steps(self.run, self.pairs, self.base)))
 
     def _stage(self, title: str, work: object) -> None:
         print(f"\n== {title}", flush=True)
@@ -107,6 +109,30 @@ class Quickstart:
         from summary import summarise
 
         summarise(self.run, self.base, self.pairs)
+
+
+def next_steps(run: Path, pairs: Path, model: Path) -> list[str]:
+    """What to try now: how to have the commands, and three that work on what is there, from this very folder."""
+    config = shlex.join([str(HERE / "config.yaml"), f"--model.path={model}", f"--data.train={pairs / 'train.parquet'}"])
+    rest = shlex.join(
+        [
+            f"--data.validation={pairs / 'validation.parquet'}",
+            f"--reference.cache={run / 'reference'}",
+            "--loss.name=ipo",
+            f"--run.dir={run / 'ipo'}",
+        ]
+    )
+    runs = [str(run / loss) for loss in LOSSES]
+    page = ["--pairs", str(pairs / "validation.parquet"), "--out", str(run / "tokens.html")]
+    return [
+        "",
+        "Next, to be copied: the commands by name; each token's likelihood; a third loss; all three in a report.",
+        "",
+        f"source {shlex.quote(str(BIN / 'activate'))}",
+        shlex.join(["megatron-dpop", "analyze", *runs, *page]),
+        f"megatron-dpop train {config} {rest}",
+        shlex.join(["megatron-dpop", "report", *runs, str(run / "ipo"), "--output", str(run / "three.html")]),
+    ]
 
 
 def sample_text(pairs: Path) -> str:

@@ -63,7 +63,9 @@ def _short(value: float) -> str:
 def ticks(low: float, high: float) -> list[float]:
     """About six round numbers that span both ends, and zero."""
     low, high = min(low, 0.0), max(high, 0.0)
-    rough = (high - low or 1.0) / 5
+    if low == high:  # a model beside itself
+        high = 1.0
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough)
-    return [at * step for at in range(math.floor(low / step), math.ceil(high / step) + 1)] or [0.0, step]
+    return [at * step for at in range(math.floor(low / step), math.ceil(high / step) + 1)]

@@ -17,7 +17,7 @@ def register(subparsers: Any) -> None:
         "eval",
         help="accuracy of the exported model, by lm-evaluation-harness",
         description="Runs tasks of lm-evaluation-harness on a run's hf/ folder or any Hugging Face folder, prints the "
-        "scores and writes them as JSON, one file a task. Needs megatron-dpop[eval].",
+        "scores and writes them as JSON, one file a task. Needs the extra `eval` (docs/install.md).",
         epilog="example: megatron-dpop eval runs/dpop --tasks gsm_symbolic --limit 100",
     )
     parser.add_argument("model", metavar="RUN_OR_HF", help="a run's folder, a Hugging Face folder or a hub model")

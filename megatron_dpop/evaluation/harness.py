@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpop_base.errors import UserError, first_line
+from dpop_base.extras import install_command, missing
 from megatron_dpop.evaluation.subject import Subject
 
 TASKS = Path(__file__).parent / "tasks"
@@ -31,9 +32,7 @@ class Harness:
         try:
             from lm_eval.tasks import TaskManager
         except ImportError:
-            raise UserError(
-                "eval: lm-evaluation-harness is not installed; install it with: pip install 'megatron-dpop[eval]'"
-            ) from None
+            raise UserError(f"eval: {missing('lm-evaluation-harness', 'eval')}") from None
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self.names = tuple(dict.fromkeys(names))
         self.manager = TaskManager(include_path=str(TASKS))
@@ -86,7 +85,7 @@ def _load_model(subject: Subject, options: Options) -> Any:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.utils import simple_parse_args_string
     except ImportError as error:
-        raise UserError(f"eval: {first_line(error)}; install it with: pip install 'megatron-dpop[eval]'") from None
+        raise UserError(f"eval: {first_line(error)}; install it with: {install_command('eval')}") from None
     # The harness's own choice is "cuda" whatever the machine has; and CPUs generate faster in fp32 than in bf16.
     machine = {"device": "cuda"} if torch.cuda.is_available() else {"device": "cpu", "dtype": "float32"}
     given = simple_parse_args_string(options.model_arguments)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpop_base.errors import UserError
+from dpop_base.extras import missing
 from dpop_base.files import write_json
 from megatron_dpop.config.schema import WandbConfig
 
@@ -16,9 +17,7 @@ ID_FILE = "wandb.json"
 def check_installed(options: WandbConfig | None) -> None:
     """Raises UserError where `logging.wandb` asks for a package that is missing."""
     if options is not None and find_spec("wandb") is None:
-        raise UserError(
-            "logging.wandb: the package wandb is not installed; pip install 'megatron-dpop[wandb]', or set it to null"
-        )
+        raise UserError(f"logging.wandb: {missing('the package wandb', 'wandb')}, or set the key to null")
 
 
 class WandbRun:

@@ -35,7 +35,8 @@ NOT_RUN = {
 # Programs of others: nothing of theirs is checked.
 OF_OTHERS = {
     "$EDITOR": "edits", "tail": "shows a log", "cat": "shows a file", "export": "the shell's", "eval": "the shell's",
-    "cd": "the shell's", "git": "FastChat's repository", "apt-get": "a private SLURM, Debian's packages",
+    "cd": "the shell's", "source": "the shell's", "git": "FastChat's repository",
+    "apt-get": "a private SLURM, Debian's packages",
     "lm_eval": "needs vLLM and a GPU", "gen_model_answer.py": "FastChat: needs a GPU",
     "gen_judgment.py": "FastChat: needs a judge behind a network", "show_result.py": "FastChat",
 }  # fmt: skip
@@ -57,6 +58,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield folder
+
+
+PLAIN_USE = ("quickstart", "first_run", "data", "lora", "evaluation", "analyze", "monitoring", "plan", "install")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in PLAIN_USE)], ids=str)
+def test_page_says_how_to_have_the_commands(page: Path) -> None:
+    assert page.read_text(encoding="utf-8").count("source .venv/bin/activate") == 1
 
 
 def _of(*programs: str) -> list[Command]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpop_base.errors import UserError
+from dpop_base.extras import missing
 from dpop_base.progress import track
 
 from .corrupt import VERSION, corrupt
@@ -60,7 +61,7 @@ def problems(seed: int) -> Iterator[tuple[str, str]]:
             warnings.simplefilter("ignore", SyntaxWarning)  # from a package that reasoning-gym imports
             import reasoning_gym
     except ImportError:
-        raise UserError("gsm-symbolic: reasoning-gym is not installed; install megatron-dpop[quickstart]") from None
+        raise UserError(f"gsm-symbolic: {missing('reasoning-gym', 'quickstart')}") from None
     start, size = 0, FIRST_SIZE
     while True:
         # It draws a template for each of `size` problems at once, the same first ones whatever the size.

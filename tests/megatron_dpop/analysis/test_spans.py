@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from megatron_dpop.analysis.line_chart import ticks
 from megatron_dpop.analysis.spans import OFFSETS, SideSummary, share_below, spans, summarise
 from megatron_dpop.data.tokenise import common_prefix_tokens
 
@@ -67,3 +68,7 @@ def test_share_of_completions_that_fell_after_the_edit() -> None:
     reference = [logps(-1, -1, -2), logps(-1, -1, -2), logps(-1)]
     found = share_below(model, reference, common=[1, 1, 0])
     assert (found.value, found.count) == (0.5, 2)  # the third has no token after the first differing one
+
+
+def test_a_chart_of_nothing_but_zeros_has_an_axis() -> None:
+    assert ticks(0.0, 0.0) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])

@@ -127,5 +127,5 @@ def test_a_missing_package_is_one_line_before_anything_starts(
     )
     assert megatron_dpop(["train", str(tmp_path / "config.yaml")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("megatron-dpop: error: logging.wandb: the package wandb is not installed; pip install")
+    assert line.startswith("megatron-dpop: error: logging.wandb: the package wandb is not installed; install it")
     assert not (tmp_path / "run").exists()

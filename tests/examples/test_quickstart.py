@@ -1,0 +1,55 @@
+"""What the quickstart ends with works as printed, pasted into a shell."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from checkpoint_convert.commands import run as checkpoint_convert
+from tests.tiny import write_config, write_model, write_pairs
+
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
+
+
+@pytest.mark.slow
+def test_the_next_commands_work_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On what the quickstart leaves, in the small: a model, pairs, and the exports of two runs."""
+    import pyarrow.json
+    import pyarrow.parquet
+    import yaml
+
+    monkeypatch.syspath_prepend(str(QUICKSTART))
+    spec = importlib.util.spec_from_file_location("quickstart_run", QUICKSTART / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    run, pairs = tmp_path / "runs" / "a quickstart", tmp_path / "runs" / "a quickstart" / "pairs"
+    model = write_model(run / "model", dtype="bfloat16", max_position_embeddings=1024)
+    pairs.mkdir()
+    for split, count in (("train", 24), ("validation", 8)):
+        read = pyarrow.json.read_json(write_pairs(tmp_path / f"{split}.jsonl", count, seed=count))
+        pyarrow.parquet.write_table(read, pairs / f"{split}.parquet")
+    for loss in module.LOSSES:
+        assert checkpoint_convert(["hf-to-megatron", str(model), str(run / loss / "checkpoints"), "--quiet"]) == 0
+        tree = write_config(tmp_path, model, run={"dir": str(run / loss)}, precision={"params": "bf16"})
+        tree["data"]["train"] = str(pairs / "train.parquet")
+        (run / loss / "config.yaml").write_text(yaml.safe_dump(tree))
+        (run / loss / "metrics.jsonl").write_text('{"step": 0, "loss": 0.69}\n')
+    lines = module.next_steps(run, pairs, model)
+    activate, *commands = [line for line in lines if line.startswith(("source ", "megatron-dpop "))]
+    assert len(commands) == 3
+    environment = {**os.environ, "MEGATRON_DPOP_DEVICE": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    if not Path(sys.executable).with_name("activate").exists():  # an environment that is none of venv's
+        activate = "true"
+    script = "\n".join(["set -e", activate, *commands])
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (run / "tokens.html").exists()
+    assert (run / "ipo" / "hf" / "config.json").exists()
+    assert (run / "three.html").exists()
