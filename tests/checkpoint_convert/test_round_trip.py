@@ -10,7 +10,13 @@ from safetensors.torch import load_file
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
 from checkpoint_convert.verify import logits_of, verify
-from tests.checkpoint_convert.models import FAMILIES, save_small
+from dpop_base.architectures.families import FAMILIES as ARCHITECTURES
+from tests.checkpoint_convert.models import CONFIGS, FAMILIES, save_small
+
+
+def test_every_family_is_tried() -> None:
+    tried = {config().model_type for config in CONFIGS.values()} | {"qwen"}
+    assert tried == ARCHITECTURES.keys()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
