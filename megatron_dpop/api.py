@@ -79,9 +79,10 @@ def plan_config(
     prompt, completion, common = pair
     workload = pair_workload(resolved, prompt=prompt, completion=completion, common=common)
     one = choice_of(resolved)
-    check_choice(architecture, one, capacity_tokens=workload.capacity_tokens)
     of_one_replica = resolved.parallel.fewest_ranks
     if gpus % of_one_replica:
         raise UserError(f"gpus: {gpus} is not a multiple of {of_one_replica}, the GPUs of one replica of the model")
     setting = Setting(architecture, workload, DEVICES[device])
-    return make_plan(setting, choice_of(resolved, data=gpus // one.devices))
+    choice = choice_of(resolved, data=gpus // one.devices)
+    check_choice(architecture, choice, capacity_tokens=workload.capacity_tokens)
+    return make_plan(setting, choice)

@@ -13,6 +13,7 @@ SHARD_AND_WHOLE = (  # operations that are given each rank's share beside the wh
     "_reduce_scatter_base_",
     "allgather_into_tensor_coalesced_",
     "reduce_scatter_tensor_coalesced_",
+    "reduce_scatter_",
 )
 IN_PLACE = ("allreduce_", "allreduce_coalesced_")
 
@@ -44,6 +45,8 @@ def _sent(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
         return sum(sizes[:-1]) * (ranks - 1) / ranks
     if name in SHARD_AND_WHOLE:
         return sum(sizes) * ranks / (ranks + 1) * (ranks - 1) / ranks
+    if name == "alltoall_base_":  # the output, then the input, of which each rank is taken to be sent as much
+        return sizes[1] * (ranks - 1) / ranks
     if name in IN_PLACE:
         return 2 * sum(sizes) * (ranks - 1) / ranks
     assert name in ("recv_", "broadcast_"), f"{name} is not counted yet"

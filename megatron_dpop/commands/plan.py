@@ -64,13 +64,13 @@ def _plan(arguments: argparse.Namespace) -> int:
     elif arguments.search:
         _show_search(setting, choice, devices, arguments.json)
     else:
-        check_choice(setting.architecture, choice, capacity_tokens=setting.workload.capacity_tokens)
-        check_precision(config, setting.architecture, choice, gpu=True)
         if devices % of_one_replica:
             raise UserError(
                 f"--gpus: {devices} is not a multiple of {of_one_replica}, the GPUs that one replica of the model takes"
             )
         choice = replace(choice, data=devices // choice.devices)
+        check_choice(setting.architecture, choice, capacity_tokens=setting.workload.capacity_tokens)
+        check_precision(config, setting.architecture, choice, gpu=True)
         check_memory(setting, choice)
         _show_plan(setting, make_plan(setting, choice), source, arguments.json)
     return 0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from megatron_dpop.plan.choice import LayoutChoice
 from megatron_dpop.plan.fits import describe
 from megatron_dpop.plan.hardware import GIB
-from megatron_dpop.plan.parameters import model_parameters
+from megatron_dpop.plan.parameters import model_parameters, token_parameters
 from megatron_dpop.plan.plan import Plan, Setting, pair_flops
 from megatron_dpop.plan.traffic import wire_bandwidths
 
@@ -14,8 +14,10 @@ SHOWN = 5  # layouts of each method that a search shows
 
 def show_plan(setting: Setting, plan: Plan, source: str, fewest: dict[str, dict[str, Plan | None]]) -> None:
     choice, hardware = plan.choice, setting.hardware
-    parameters = model_parameters(setting.architecture) / 1e9
-    print(f"{parameters:.1f}B parameters on {choice.devices} {hardware.name}: {describe(choice)}; {method(choice)}")
+    parameters = f"{model_parameters(setting.architecture) / 1e9:.1f}B parameters"
+    if setting.architecture.experts is not None:
+        parameters += f", of which a token passes {token_parameters(setting.architecture) / 1e9:.2f}B,"
+    print(f"{parameters} on {choice.devices} {hardware.name}: {describe(choice)}; {method(choice)}")
     _show_workload(setting, choice, source)
     _show_memory(setting, plan)
     _show_work(setting, plan)

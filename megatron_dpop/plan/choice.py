@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dpop_base.architectures import Architecture
+from dpop_base.errors import UserError
 from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens, padded_key_value_heads
 from megatron_dpop.config.precision import check_fp8_shape
 from megatron_dpop.config.schema import LoraConfig
@@ -88,6 +89,12 @@ class Widths:
 def check_choice(architecture: Architecture, choice: LayoutChoice, *, capacity_tokens: int) -> None:
     """Raises UserError where the model or its rows cannot be cut or computed this way, whatever the device."""
     check_layout(architecture, choice)
+    stage = choice.devices // choice.pipeline
+    if stage % (choice.expert * choice.expert_tensor):
+        raise UserError(
+            f"parallel.expert, parallel.expert_tensor: {choice.expert} x {choice.expert_tensor} ranks share the "
+            f"experts, which does not divide the {stage} ranks of a pipeline stage; use divisors, or more ranks"
+        )
     check_row_tokens(capacity_tokens, choice)
     if choice.fp8:
         check_fp8_shape(architecture, choice)

@@ -38,10 +38,10 @@ def mixture_activations(architecture: Architecture, choice: LayoutChoice, row: R
     received = received_tokens(architecture, choice, row)
     ffn = experts.ffn_hidden_size / choice.expert_tensor
     kept = {
-        "the router's logits and shares": 2 * tokens * experts.count * BYTES["fp32"],
+        "probabilities of the experts": tokens * experts.count * BYTES["fp32"],
         "hidden states by expert": received * architecture.hidden_size * size,
         "output of the experts' linear_fc1": 2 * received * ffn * size,
-        "input of the experts' linear_fc2": received * ffn * size,
+        "output of their gates, and this by the tokens' shares": 2 * received * ffn * size,
     }
     if experts.shared_ffn_hidden_size is not None:
         shared = row.tokens / choice.context * experts.shared_ffn_hidden_size / choice.tensor
@@ -51,29 +51,31 @@ def mixture_activations(architecture: Architecture, choice: LayoutChoice, row: R
 
 
 def mixture_backward_bytes(architecture: Architecture, choice: LayoutChoice, row: Row) -> float:
-    """The most that the backward pass holds of its own: gradients of the experts' inputs, of the gate and of weights.
+    """The most that the backward pass holds of its own: gradients of the experts' outputs, of the gate and of weights.
 
-    Grouped products give the weight gradients of all of a device's experts at once.
+    Grouped products give the weight gradients of all of a device's experts at once. What other ranks send lies beside
+    what is sent to them, and in fp32 where it is summed.
     """
+    sent = sent_tokens(architecture, choice, row) * architecture.hidden_size if choice.expert > 1 else 0.0
     received = received_tokens(architecture, choice, row)
     ffn = experts_of(architecture).ffn_hidden_size / choice.expert_tensor
-    hidden = row.tokens / choice.context * architecture.hidden_size
-    gradients = hidden / choice.sequence_shards + received * (architecture.hidden_size + 2 * ffn)
+    gradients = sent + received * (architecture.hidden_size + 3 * ffn)
     weights = 0 if choice.lora else expert_entries(architecture, choice) / 3
-    return (gradients + weights) * choice.bytes
+    summed = 2 * received * architecture.hidden_size * BYTES["fp32"] if choice.expert_tensor > 1 else 0.0
+    return (gradients + weights) * choice.bytes + summed
 
 
 def mixture_bytes_sent(architecture: Architecture, choice: LayoutChoice, row: Row) -> float:
     """Bytes that a device sends in one layer's forward pass: to the experts and back. Backward sends as many.
 
-    Where ranks share each expert's matrices they gather what each of them received, and sum what comes out.
+    Each hidden state goes with its share of the expert. Where ranks share each expert's matrices they gather what each
+    of them received, and sum what comes out in fp32.
     """
-    sent = sent_tokens(architecture, choice, row) * architecture.hidden_size * choice.bytes
-    gathered = received_tokens(architecture, choice, row) * architecture.hidden_size * choice.bytes
-    return (
-        2 * sent * (choice.expert - 1) / choice.expert
-        + 2 * gathered * (choice.expert_tensor - 1) / choice.expert_tensor
-    )
+    sent, hidden = sent_tokens(architecture, choice, row), architecture.hidden_size
+    there = hidden * choice.bytes + BYTES["fp32"]
+    back, summed = hidden * choice.bytes, hidden * BYTES["fp32"]
+    away = (choice.expert - 1) / choice.expert
+    return sent * ((there + back) * away + (there + summed) * (choice.expert_tensor - 1))
 
 
 def mixture_products(architecture: Architecture, choice: LayoutChoice, row: Row) -> list[tuple[float, int, int]]:

@@ -99,6 +99,16 @@ def _beside_experts(architecture: Architecture, choice: LayoutChoice) -> tuple[i
     return 3 * architecture.hidden_size * shared // choice.tensor, gates * architecture.hidden_size
 
 
+def token_parameters(architecture: Architecture) -> int:
+    """Counts what one token passes through ("active"): the whole model but for the experts it is not sent to."""
+    experts = architecture.experts
+    if experts is None:
+        return model_parameters(architecture)
+    mixtures = architecture.num_layers - len(experts.dense_layers)
+    idle = (experts.count - experts.per_token) * 3 * architecture.hidden_size * experts.ffn_hidden_size
+    return model_parameters(architecture) - mixtures * idle
+
+
 def model_parameters(architecture: Architecture) -> int:
     """Counts the whole model as published: heads and vocabulary without padding."""
     whole = stage_parameters(architecture, LayoutChoice(), 0)

@@ -9,7 +9,7 @@ from megatron_dpop.plan.choice import LayoutChoice
 from megatron_dpop.plan.flops import example_flops, example_training_flops
 from megatron_dpop.plan.hardware import ASSUMPTIONS, Assumptions, Hardware
 from megatron_dpop.plan.memory import Memory, device_memory
-from megatron_dpop.plan.parameters import model_parameters
+from megatron_dpop.plan.parameters import model_parameters, token_parameters
 from megatron_dpop.plan.step_time import StepTime, step_time
 from megatron_dpop.plan.traffic import Traffic, step_traffic
 from megatron_dpop.plan.workload import Workload
@@ -72,6 +72,7 @@ def as_json(setting: Setting, plan: Plan) -> dict[str, Any]:
     """Plain numbers, bytes, FLOPs and seconds."""
     return {
         "parameters": model_parameters(setting.architecture),
+        "parameters_of_a_token": token_parameters(setting.architecture),
         "hardware": asdict(setting.hardware),
         "assumptions": asdict(setting.assumptions),
         "workload": asdict(setting.workload),

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from dpop_base.architectures import Architecture
+from dpop_base.architectures.architecture import Experts
 
 QWEN_72B = Architecture(
     family="qwen",
@@ -61,4 +62,26 @@ SMALL = Architecture(
     norm_epsilon=1e-6,
     rope_theta=1e4,
     qkv_bias=True,
+)
+# Every token goes to every expert: how many tokens each has is then certain, whatever the weights.
+MIXTURE = replace(
+    SMALL,
+    family="qwen3_moe",
+    qkv_bias=False,
+    qk_norm=True,
+    experts=Experts(count=4, per_token=4, ffn_hidden_size=192, shares_sum_to_one=True),
+)
+SHARED_MIXTURE = replace(
+    MIXTURE,
+    family="qwen2_moe",
+    qkv_bias=True,
+    qk_norm=False,
+    experts=Experts(
+        count=4,
+        per_token=4,
+        ffn_hidden_size=128,
+        shares_sum_to_one=False,
+        shared_ffn_hidden_size=256,
+        dense_layers=(0, 2),
+    ),
 )

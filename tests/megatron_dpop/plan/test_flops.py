@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from dpop_base.architectures import Architecture
 from megatron_dpop.config import Config
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.plan.flops import TRAINING_FACTOR, example_flops, example_training_flops, forward_flops
@@ -11,13 +12,13 @@ from megatron_dpop.plan.from_config import choice_of, pair_workload
 from megatron_dpop.plan.workload import ExampleCost
 from tests.distributed import run_ranks
 from tests.megatron_dpop.plan.measured import Pairs, engine_and_rows
-from tests.megatron_dpop.plan.shapes import QWEN_72B, SMALL
+from tests.megatron_dpop.plan.shapes import MIXTURE, QWEN_72B, SHARED_MIXTURE, SMALL
 
 # 64 scored tokens a pair fill the tiles of the log-probabilities, which pad to that many.
 ROWS = Pairs(row_tokens=1024, rows=1, prompt_tokens=32, completion_tokens=48, common_tokens=32)
 
 
-def _counted(config: Config, backward: bool) -> dict[str, int]:
+def _counted(architecture: Architecture, config: Config, backward: bool) -> dict[str, int]:
     """FLOPs of matrix products by operation, of one row."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +27,7 @@ def _counted(config: Config, backward: bool) -> dict[str, int]:
     device = processes.initialize(config.parallel, seed=0)
     from megatron_dpop.engine.forward import logps_only, run_rows
 
-    engine, rows = engine_and_rows(SMALL, config, ROWS, device)
+    engine, rows = engine_and_rows(architecture, config, ROWS, device)
     counter = FlopCounterMode(display=False)
     with counter:
         run_rows(engine, rows, logps_only, forward_only=not backward)
@@ -34,15 +35,16 @@ def _counted(config: Config, backward: bool) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "training"])
-def test_a_row_costs_what_torch_counts(backward: bool) -> None:
+@pytest.mark.parametrize("architecture", [SMALL, MIXTURE, SHARED_MIXTURE], ids=["dense", "experts", "shared expert"])
+def test_a_row_costs_what_torch_counts(architecture: Architecture, backward: bool) -> None:
     config = ROWS.step_config()
-    counted = run_ranks(_counted, 1, config, backward)[0]
+    counted = run_ranks(_counted, 1, architecture, config, backward)[0]
     row = ROWS.workload(config).row(choice_of(config))
     # Padding counts here, for it is multiplied too.
-    linear = forward_flops(SMALL, tokens=row.tokens, scores=row.scores, attended=0)
+    linear = forward_flops(architecture, tokens=row.tokens, scores=row.scores, attended=0)
     products = sum(count for name, count in counted.items() if "mm" in name)
     if backward:
-        output = forward_flops(SMALL, tokens=0, scores=row.scores, attended=0)
+        output = forward_flops(architecture, tokens=0, scores=row.scores, attended=0)
         # Logits are computed again, tile by tile; torch does not count `addmm_`, which adds up the output layer's two
         # gradients.
         assert products == TRAINING_FACTOR * (linear - output) + 2 * output

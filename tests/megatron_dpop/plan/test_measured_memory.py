@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 
+from dpop_base.architectures import Architecture
 from megatron_dpop.config import Config
 from megatron_dpop.plan.activations import TORCH, TRANSFORMER_ENGINE
 from megatron_dpop.plan.from_config import choice_of
 from megatron_dpop.plan.memory import Memory, device_memory, stage_memory
 from tests.distributed import run_ranks
 from tests.megatron_dpop.plan.measured import Pairs, training_peak_bytes
-from tests.megatron_dpop.plan.shapes import QWEN2_72B, QWEN_72B, SMALL
+from tests.megatron_dpop.plan.shapes import MIXTURE, QWEN2_72B, QWEN_72B, SHARED_MIXTURE, SMALL
 
 torch = pytest.importorskip("torch")
 
@@ -42,6 +43,14 @@ CASES: dict[str, tuple[dict, Pairs]] = {
     "data": ({}, ROWS),
     "data, optimizer not distributed": ({"optimizer": {"distributed": False}}, ROWS),
 }
+OF_EXPERTS: dict[str, tuple[int, dict]] = {
+    "bf16": (1, {}),
+    "fp32": (1, {"precision": FP32}),
+    "full recomputation": (1, {"train": {"recompute": "full"}}),
+    "tensor and expert": (1, {"parallel": {"tensor": 2, "expert": 2}}),
+    "expert": (2, {"parallel": {"expert": 2}}),
+    "expert_tensor": (2, {"parallel": {"expert_tensor": 2}}),
+}
 QUICK = ("bf16", "full recomputation", "tensor", "lora")
 
 
@@ -66,6 +75,20 @@ def test_training_allocates_what_the_plan_says(name: str) -> None:
         # What passes through the model is held to nearly as much, or weights would hide it.
         held = planned.weights + planned.gradients + planned.optimizer
         assert planned.total - held == pytest.approx(peak - held, rel=1.5 * TOLERANCE), (rank, planned)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [MIXTURE, SHARED_MIXTURE], ids=["experts", "shared expert, dense between"])
+@pytest.mark.parametrize("name", OF_EXPERTS)
+def test_training_a_mixture_allocates_what_the_plan_says(name: str, architecture: Architecture) -> None:
+    data, sections = OF_EXPERTS[name]
+    config = ROWS.step_config(data=data, **sections)
+    choice = choice_of(config, data=data)
+    planned = stage_memory(architecture, ROWS.workload(config), choice, TORCH, None, 0)
+    held = planned.weights + planned.gradients + planned.optimizer
+    for peak in run_ranks(training_peak_bytes, choice.devices, architecture, config, ROWS):
+        assert planned.total == pytest.approx(peak, rel=TOLERANCE / 2), planned
+        assert planned.total - held == pytest.approx(peak - held, rel=TOLERANCE), planned
 
 
 def test_parts_that_are_known_exactly() -> None:

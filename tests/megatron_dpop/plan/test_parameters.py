@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpop_base.architectures import Architecture, read_architecture
 from megatron_dpop.plan.choice import LayoutChoice
-from megatron_dpop.plan.parameters import model_parameters, stage_parameters
+from megatron_dpop.plan.parameters import model_parameters, stage_parameters, token_parameters
 from tests.checkpoint_convert.models import CONFIGS
 from tests.distributed import run_ranks
 from tests.megatron_dpop.plan.shapes import QWEN2_72B, QWEN3_32B, QWEN_72B, SMALL, SMAUG_72B, SMOLLM2_135M
@@ -137,6 +138,21 @@ def test_published_models_have_the_sizes_of_their_cards(tmp_path: Path) -> None:
                 assert model_parameters(read_architecture(tmp_path)) == entry["parameters"], name
                 checked += 1
     assert checked > 20
+
+
+def test_a_token_passes_through_what_transformers_would_multiply_it_by(tmp_path: Path) -> None:
+    """Of transformers' own parameters all but the experts', and of these the share that a token is sent to."""
+    cards = {"Mixtral-8x7B-v0.1": 12.9e9, "Qwen3-30B-A3B": 3.3e9, "Qwen3-235B-A22B": 22e9}
+    for name, entry in json.loads((PUBLISHED / "experts.json").read_text()).items():
+        (tmp_path / "config.json").write_text(json.dumps(entry["config"]))
+        architecture = read_architecture(tmp_path)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        experts = sum(size for name, size in sizes.items() if ".experts." in name)
+        active = sum(sizes.values()) - experts + experts * architecture.experts.per_token // architecture.experts.count
+        assert token_parameters(architecture) == active
+        assert active == pytest.approx(cards[name.split("/")[1]], rel=0.02)
 
 
 def test_whole_models_have_their_published_sizes() -> None:

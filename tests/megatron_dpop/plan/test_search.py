@@ -1,19 +1,31 @@
 """The search: only what is possible and fits, the fastest first; and the fewest devices."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from dpop_base.architectures import read_architecture
 from dpop_base.errors import UserError
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.plan.choice import LayoutChoice, check_choice
 from megatron_dpop.plan.fits import check_memory
 from megatron_dpop.plan.hardware import DEVICES
 from megatron_dpop.plan.plan import Setting, fits, make_plan
-from megatron_dpop.plan.search import candidates, fewest_devices, methods, nearest, ranked, weak_scaling
+from megatron_dpop.plan.search import (
+    candidates,
+    fewest_by_method,
+    fewest_devices,
+    methods,
+    nearest,
+    ranked,
+    weak_scaling,
+)
 from tests.megatron_dpop.plan.measured import Pairs
 from tests.megatron_dpop.plan.shapes import QWEN2_72B, QWEN_72B, SMALL
 
+PUBLISHED = Path(__file__).parents[2] / "dpop_base" / "published"
 PAIRS = Pairs(row_tokens=4096, rows=1, prompt_tokens=90, completion_tokens=190, common_tokens=95)
 SETTING = Setting(QWEN_72B, PAIRS.workload(PAIRS.config(pairs=512)), DEVICES["h100"])
 
@@ -97,6 +109,45 @@ def test_the_nearest_layout_keeps_what_it_can() -> None:
     fit = nearest(SETTING, choice)
     assert fit is not None
     assert fit.choice == replace(choice, recompute="full")
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """Qwen3-30B-A3B."""
+    folder = tmp_path_factory.mktemp("mixture")
+    entry = json.loads((PUBLISHED / "experts.json").read_text())["Qwen/Qwen3-30B-A3B"]
+    (folder / "config.json").write_text(json.dumps(entry["config"]))
+    return replace(SETTING, architecture=read_architecture(folder))
+
+
+def test_experts_are_laid_over_the_ranks_of_a_stage(mixture: Setting) -> None:
+    found = list(candidates(mixture, LayoutChoice(), 16))
+    assert {choice.expert for choice in found} == {1, 2, 4, 8, 16}
+    assert all((choice.devices // choice.pipeline) % choice.expert == 0 for choice in found)
+    fewest = fewest_devices(mixture, LayoutChoice())
+    assert fewest is not None
+    assert 30.5e9 * 18 / mixture.hardware.memory_bytes < fewest.choice.devices <= 8
+    assert fewest.choice.expert > 1
+
+
+def test_experts_state_is_split_over_the_ranks_that_repeat_them(mixture: Setting) -> None:
+    few, many = (make_plan(mixture, LayoutChoice(data=64, expert=expert)).memory for expert in (8, 64))
+    experts = 48 * 128 * 3 * 2048 * 768
+    assert few.weights - many.weights == 2 * experts * (1 / 8 - 1 / 64)
+    assert few.optimizer == many.optimizer  # of every entry there are 64 shares either way
+
+
+def test_what_a_mixture_cannot_be_trained_with_is_not_recommended(mixture: Setting) -> None:
+    assert [(way.lora is not None, way.fp8) for way in methods(mixture, LayoutChoice())] == [
+        (False, False),
+        (True, False),
+    ]
+    assert list(fewest_by_method(mixture, LayoutChoice())) == ["full-parameter", "LoRA"]
+
+
+def test_too_large_a_mixture_is_refused_with_a_layout_of_its_experts(mixture: Setting) -> None:
+    with pytest.raises(UserError, match=r"expert 2, data 4 on 4 H100-80GB needs .* fits is .*expert"):
+        check_memory(mixture, LayoutChoice(data=4, expert=2))
 
 
 def test_a_model_that_fits_everywhere_is_never_refused() -> None:

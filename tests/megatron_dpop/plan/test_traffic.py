@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from dpop_base.architectures import Architecture
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.plan.choice import LayoutChoice
 from megatron_dpop.plan.from_config import choice_of
@@ -11,7 +12,7 @@ from megatron_dpop.plan.hardware import DEVICES
 from megatron_dpop.plan.traffic import data_traffic, host_traffic, ring, step_traffic, wire_bandwidths
 from tests.distributed import run_ranks
 from tests.megatron_dpop.plan.measured import Pairs, training_sent_bytes
-from tests.megatron_dpop.plan.shapes import QWEN_72B, SMALL
+from tests.megatron_dpop.plan.shapes import MIXTURE, QWEN_72B, SHARED_MIXTURE, SMALL
 
 ROWS = Pairs(row_tokens=1024, rows=2)
 CASES: dict[str, dict] = {
@@ -26,6 +27,14 @@ CASES: dict[str, dict] = {
     "data, optimizer not distributed": {"optimizer": {"distributed": False}},
 }
 QUICK = ("tensor", "context")
+# Overlapped, as on GPUs: else Megatron-Core gathers all weights once for experts' optimizer and once for the others'.
+OVERLAP = {"overlap": True}
+OF_EXPERTS: dict[str, tuple[int, dict]] = {
+    "expert": (2, {"parallel": {"expert": 2, **OVERLAP}}),
+    "expert_tensor": (2, {"parallel": {"expert_tensor": 2, **OVERLAP}}),
+    "tensor and expert": (1, {"parallel": {"tensor": 2, "expert": 2, **OVERLAP}}),
+    "tensor, full recomputation": (1, {"parallel": {"tensor": 2, **OVERLAP}, "train": {"recompute": "full"}}),
+}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +51,19 @@ def test_a_step_sends_what_the_plan_says(name: str) -> None:
         total = planned.tensor + planned.context + planned.pipeline + planned.data
         # Norms' gradients and scalars are not planned for.
         assert total == pytest.approx(measured, rel=1e-3), (rank, planned)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [MIXTURE, SHARED_MIXTURE], ids=["experts", "shared expert, dense between"])
+@pytest.mark.parametrize("name", OF_EXPERTS)
+def test_a_mixtures_step_sends_what_the_plan_says(name: str, architecture: Architecture) -> None:
+    data, sections = OF_EXPERTS[name]
+    config = ROWS.step_config(data=data, **sections)
+    choice = choice_of(config, data=data)
+    planned = step_traffic(architecture, ROWS.workload(config), choice)
+    total = planned.tensor + planned.data + planned.expert
+    for measured in run_ranks(training_sent_bytes, choice.devices, architecture, config, ROWS):
+        assert total == pytest.approx(measured, rel=2e-3), planned  # norms' and routers' gradients are not planned for
 
 
 def test_a_ring_sends_all_but_its_own_share() -> None:
