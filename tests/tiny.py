@@ -80,6 +80,13 @@ def write_pairs(path: Path, count: int, *, seed: int = 0) -> Path:
     return path
 
 
+def model_and_pairs(folder: Path, pairs: int) -> Path:
+    """Writes a model and this many pairs into the folder, and returns the folder."""
+    write_model(folder / "model")
+    write_pairs(folder / "pairs.jsonl", pairs)
+    return folder
+
+
 def write_config(folder: Path, model: Path, **sections: object) -> dict:
     """A config as a dict, over pairs in `folder`; sections are merged key by key."""
     tree: dict = {

@@ -3,7 +3,20 @@ Fields that the `config.json` of any family may carry. Proof that one changes no
 of transformers reads it in its forward pass, or reads only the value that is allowed here.
 """
 
+from typing import Any
+
 from dpop_base.architectures.fields import Only
+
+# What most of transformers' config classes take where a field is absent: a family's table names what it takes instead.
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "rope_parameters": None,
+}
 
 # fmt: off
 _OF_EVERY_CONFIG = (

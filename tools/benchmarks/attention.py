@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.made_up_pairs import KINDS, MadeUpPairs
 from benchmarks.report import Report, markdown
+from benchmarks.subcommand import subcommand
 from megatron_dpop.rows.context import AttentionPlan, attention_plan
 from megatron_dpop.rows.row import build_row
 from megatron_dpop.rows.shapes import example_shapes
@@ -31,12 +32,8 @@ class Measurement:
 
 
 def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "attention",
-        help="attention over trees against attention over rows",
-        description=__doc__,
-        epilog="example: tools/benchmark.py attention --pairs metamath-like --heads 64 --kv-heads 8 --head-dim 128",
-    )
+    example = "tools/benchmark.py attention --pairs metamath-like --heads 64 --kv-heads 8 --head-dim 128"
+    parser = subcommand(subparsers, __name__, "attention over trees against attention over rows", example=example)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pairs", choices=KINDS, default="metamath-like")
     parser.add_argument("--pairs-a-row", type=int, default=8)
@@ -44,7 +41,6 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--kv-heads", type=int, default=3)
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> Report:

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.contenders import CONTENDERS, OURS, TRL_DEFAULT, Outcome, Task
 from benchmarks.made_up_pairs import KINDS
 from benchmarks.report import Report, markdown
+from benchmarks.subcommand import subcommand
 from benchmarks.turns import run_in_turns
 from dpop_base.errors import UserError
 
@@ -24,12 +25,8 @@ LOSS_TOLERANCE = {"bf16": 0.05, "fp32": 2e-4}
 
 
 def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "compare",
-        help="our pairs a second against TRL's",
-        description=__doc__,
-        epilog="example: tools/benchmark.py compare MODEL pairs.parquet   or   ... compare MODEL ultrafeedback-like",
-    )
+    example = "tools/benchmark.py compare MODEL pairs.parquet   or   ... compare MODEL ultrafeedback-like"
+    parser = subcommand(subparsers, __name__, "our pairs a second against TRL's", example=example)
     parser.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face folder")
     parser.add_argument("pairs", metavar="PAIRS", help=f"a file of pairs, or made-up ones: {', '.join(KINDS)}")
     parser.add_argument(
@@ -41,7 +38,6 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--row-tokens", type=int, default=4096)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> Report:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import Report
+from benchmarks.subcommand import subcommand
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
@@ -50,17 +51,12 @@ class Measurement:
 
 
 def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "convert",
-        help="time and memory of checkpoint conversion",
-        description=__doc__,
-        epilog="example: tools/benchmark.py convert --shapes 0.5B 1.5B 7B --folder /scratch/conversion",
-    )
+    example = "tools/benchmark.py convert --shapes 0.5B 1.5B 7B --folder /scratch/conversion"
+    parser = subcommand(subparsers, __name__, "time and memory of checkpoint conversion", example=example)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["0.5B", "1.5B"])
     parser.add_argument("--folder", type=Path, default=Path("conversion-benchmark"), help="scratch; emptied after")
     parser.add_argument("--repeats", type=int, default=1, help="each time is the median of so many")
     parser.add_argument("--transformers", action="store_true", help="also from_pretrained and save_pretrained")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> Report:

@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.memory import resident_bytes
 from benchmarks.report import Report, markdown
+from benchmarks.subcommand import subcommand
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,14 @@ class Measurement:
 
 
 def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "data",
-        help="what a start costs, and the data of a step, as the data grows",
-        description=__doc__,
-        epilog="example: tools/benchmark.py data MODEL pairs.parquet --counts 1000 20000 400000",
+    example = "tools/benchmark.py data MODEL pairs.parquet --counts 1000 20000 400000"
+    parser = subcommand(
+        subparsers, __name__, "what a start costs, and the data of a step, as the data grows", example=example
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face folder, for its tokenizer")
     parser.add_argument("pairs", type=Path, metavar="PAIRS", help="Parquet file of pairs")
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 20_000])
     parser.add_argument("--batch-pairs", type=int, default=8)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> Report:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.report import Report
+from benchmarks.subcommand import subcommand
 from megatron_dpop.logprobs.chunking import Chunking, default_chunking
 from megatron_dpop.logprobs.vocab_parallel import vocab_parallel_linear_logprobs
 
@@ -213,11 +214,9 @@ def table(problem: Problem, measurements: Sequence[Measurement]) -> str:
 
 
 def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "logprob",
-        help="the output layer's log-probabilities against materialised logits",
-        description=__doc__,
-        epilog="example: tools/benchmark.py logprob --scores 256 --hidden 896   (what a laptop's CPU manages)",
+    example = "tools/benchmark.py logprob --scores 256 --hidden 896   (what a laptop's CPU manages)"
+    parser = subcommand(
+        subparsers, __name__, "the output layer's log-probabilities against materialised logits", example=example
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scores", type=int, default=4096, help="scored tokens")
@@ -227,7 +226,6 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--chunk-tokens", type=int, help="default: by device")
     parser.add_argument("--chunk-vocab", type=int, help="default: by device")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> Report:

@@ -16,16 +16,13 @@ from benchmarks.made_up_pairs import KINDS
 from benchmarks.rates import FORMULA, Rates, rates, reachable_flops
 from benchmarks.report import Report, markdown
 from benchmarks.session import open_session
+from benchmarks.subcommand import subcommand
 from dpop_base.errors import UserError
 
 
 def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "train",
-        help="rates of training steps, and where their time goes",
-        description=__doc__,
-        epilog="example: torchrun --nproc-per-node 8 tools/benchmark.py train config.yaml --steps 10",
-    )
+    example = "torchrun --nproc-per-node 8 tools/benchmark.py train config.yaml --steps 10"
+    parser = subcommand(subparsers, __name__, "rates of training steps, and where their time goes", example=example)
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
     parser.add_argument("--steps", type=int, default=6, help="the first one warms up and is not counted")
     parser.add_argument(
@@ -36,7 +33,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--made-up-pairs", type=int, default=10_000, metavar="N", help="how many there are of them")
     parser.add_argument("--peak-tflops", type=float, help="of one device, for MFU; default: its maker's statement")
     parser.add_argument("--profile", type=Path, metavar="TRACE", help="write torch's profile of one more step here")
-    parser.set_defaults(run=run, takes_overrides=True)
+    parser.set_defaults(takes_overrides=True)
 
 
 def run(options: argparse.Namespace) -> Report:

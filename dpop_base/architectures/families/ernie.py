@@ -1,6 +1,7 @@
 """ERNIE 4.5 dense: Llama with rotary positions of neighbouring dimensions."""
 
 from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.common_fields import DEFAULTS
 from dpop_base.architectures.decoder import SILU, decoder
 from dpop_base.architectures.family import Family
 from dpop_base.architectures.fields import Fields, Only
@@ -16,6 +17,7 @@ ERNIE4_5 = Family(
     config_class="Ernie4_5Config",
     default_theta=500_000.0,
     defaults={
+        **DEFAULTS,
         "vocab_size": 103424,
         "hidden_size": 1024,
         "intermediate_size": 3072,
@@ -27,7 +29,6 @@ ERNIE4_5 = Family(
         "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True,
-        "rope_parameters": None,
         "use_bias": False,
     },
     only={"hidden_act": SILU, "use_bias": Only((False,), "the feed-forward would have biases too")},

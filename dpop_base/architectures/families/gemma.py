@@ -1,6 +1,7 @@
 """Gemma 3's text models: four norms a layer, windows on most layers with rotary positions of their own."""
 
 from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.common_fields import DEFAULTS
 from dpop_base.architectures.decoder import FULL, SLIDING, decoder, layer_types, windows
 from dpop_base.architectures.family import Family
 from dpop_base.architectures.fields import Fields, Only
@@ -55,6 +56,7 @@ GEMMA3 = Family(
     config_class="Gemma3TextConfig",
     default_theta=1_000_000.0,
     defaults={
+        **DEFAULTS,
         "vocab_size": 262208,
         "hidden_size": 2304,
         "intermediate_size": 9216,
@@ -64,9 +66,7 @@ GEMMA3 = Family(
         "head_dim": 256,
         "hidden_activation": "gelu_pytorch_tanh",
         "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-6,
         "tie_word_embeddings": True,
-        "rope_parameters": None,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "query_pre_attn_scalar": 256,

@@ -3,6 +3,7 @@
 from functools import partial
 
 from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.common_fields import DEFAULTS
 from dpop_base.architectures.decoder import SILU, decoder
 from dpop_base.architectures.family import Family
 from dpop_base.architectures.fields import Fields, Only
@@ -22,18 +23,15 @@ def _build(fields: Fields, *, family: str, post_norms: bool) -> Architecture:
 
 
 _DEFAULTS = {
+    **DEFAULTS,
     "vocab_size": 151552,
-    "hidden_size": 4096,
     "intermediate_size": 13696,
     "num_hidden_layers": 40,
-    "num_attention_heads": 32,
     "num_key_value_heads": 2,
     "head_dim": 128,
     "hidden_act": "silu",
     "max_position_embeddings": 131072,
     "rms_norm_eps": 0.00000015625,
-    "tie_word_embeddings": False,
-    "rope_parameters": None,
     "attention_bias": True,
     "attention_dropout": 0.0,
 }

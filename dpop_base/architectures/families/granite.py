@@ -1,6 +1,7 @@
 """Granite dense: Llama with multipliers of embeddings, attention scores, residuals and logits."""
 
 from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.common_fields import DEFAULTS
 from dpop_base.architectures.decoder import NO_MLP_BIAS, SILU, decoder
 from dpop_base.architectures.family import Family
 from dpop_base.architectures.fields import Fields
@@ -27,17 +28,11 @@ GRANITE = Family(
     model_classes=("GraniteForCausalLM",),
     config_class="GraniteConfig",
     defaults={
-        "vocab_size": 32000,
-        "hidden_size": 4096,
+        **DEFAULTS,
         "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
         "num_key_value_heads": None,
         "hidden_act": "silu",
         "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False,
-        "rope_parameters": None,
         "attention_bias": False,
         "mlp_bias": False,
         **dict.fromkeys(_MULTIPLIERS, 1.0),

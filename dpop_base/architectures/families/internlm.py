@@ -1,6 +1,7 @@
 """InternLM3 dense: Llama under another name."""
 
 from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.common_fields import DEFAULTS
 from dpop_base.architectures.decoder import SILU, decoder
 from dpop_base.architectures.family import Family
 from dpop_base.architectures.fields import Fields, Only
@@ -17,18 +18,15 @@ INTERNLM3 = Family(
     model_classes=("InternLM3ForCausalLM", "LlamaForCausalLM"),  # the latter by which transformers computes it
     config_class="InternLM3Config",
     defaults={
+        **DEFAULTS,
         "vocab_size": 128512,
-        "hidden_size": 4096,
         "intermediate_size": 10240,
         "num_hidden_layers": 48,
-        "num_attention_heads": 32,
         "num_key_value_heads": 2,
         "head_dim": 128,
         "hidden_act": "silu",
         "max_position_embeddings": 32768,
         "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-        "rope_parameters": None,
         "attention_bias": False,
         "mlp_bias": False,
         "attention_dropout": 0.0,

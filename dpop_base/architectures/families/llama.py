@@ -1,6 +1,7 @@
 """Llama 1 to 3, Yi, SmolLM2, and many others that are stored as Llama."""
 
 from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.common_fields import DEFAULTS
 from dpop_base.architectures.decoder import SILU, decoder
 from dpop_base.architectures.family import Family
 from dpop_base.architectures.fields import Fields, Only
@@ -18,18 +19,12 @@ LLAMA = Family(
     model_classes=("LlamaForCausalLM", "LLaMAForCausalLM"),  # the latter is how the first conversions spelled it
     config_class="LlamaConfig",
     defaults={
-        "vocab_size": 32000,
-        "hidden_size": 4096,
+        **DEFAULTS,
         "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
         "num_key_value_heads": None,
         "head_dim": None,
         "hidden_act": "silu",
         "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False,
-        "rope_parameters": None,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,

@@ -1,6 +1,7 @@
 """Mistral 7B, Nemo, Small (text), and what is stored as Mistral."""
 
 from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.common_fields import DEFAULTS
 from dpop_base.architectures.decoder import SILU, decoder
 from dpop_base.architectures.family import Family
 from dpop_base.architectures.fields import Fields, Only
@@ -23,18 +24,12 @@ MISTRAL = Family(
     model_classes=("MistralForCausalLM",),
     config_class="MistralConfig",
     defaults={
-        "vocab_size": 32000,
-        "hidden_size": 4096,
+        **DEFAULTS,
         "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
         "num_key_value_heads": 8,
         "head_dim": None,
         "hidden_act": "silu",
         "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False,
-        "rope_parameters": None,
         "sliding_window": 4096,
         "attention_dropout": 0.0,
     },

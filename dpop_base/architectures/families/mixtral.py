@@ -1,6 +1,7 @@
 """Mixtral 8x7B and 8x22B."""
 
 from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.common_fields import DEFAULTS
 from dpop_base.architectures.decoder import SILU, decoder
 from dpop_base.architectures.experts import OF_TRAINING, read_experts
 from dpop_base.architectures.family import Family
@@ -26,18 +27,13 @@ MIXTRAL = Family(
     model_classes=("MixtralForCausalLM",),
     config_class="MixtralConfig",
     defaults={
-        "vocab_size": 32000,
-        "hidden_size": 4096,
+        **DEFAULTS,
         "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
         "num_key_value_heads": 8,
         "head_dim": None,
         "hidden_act": "silu",
         "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-        "rope_parameters": None,
         "sliding_window": None,
         "attention_dropout": 0.0,
         "num_experts_per_tok": 2,

@@ -1,6 +1,7 @@
 """Phi-3, Phi-3.5 and Phi-4 dense: q, k and v fused, gate and up fused."""
 
 from dpop_base.architectures.architecture import Architecture, ShortScaling
+from dpop_base.architectures.common_fields import DEFAULTS
 from dpop_base.architectures.decoder import SILU, decoder
 from dpop_base.architectures.family import Family
 from dpop_base.architectures.fields import Fields, Only
@@ -37,18 +38,15 @@ PHI3 = Family(
     model_classes=("Phi3ForCausalLM",),
     config_class="Phi3Config",
     defaults={
+        **DEFAULTS,
         "vocab_size": 32064,
         "hidden_size": 3072,
         "intermediate_size": 8192,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
         "num_key_value_heads": None,
         "hidden_act": "silu",
         "max_position_embeddings": 4096,
         "original_max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-        "rope_parameters": None,
         "sliding_window": None,
         "attention_dropout": 0.0,
         "resid_pdrop": 0.0,

@@ -1,6 +1,7 @@
 """Qwen1.5, Qwen2 and Qwen2.5 (`qwen2`), and Qwen3 dense."""
 
 from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.common_fields import DEFAULTS
 from dpop_base.architectures.decoder import SILU, decoder, windows_of_late_layers
 from dpop_base.architectures.family import Family
 from dpop_base.architectures.fields import Fields, Only
@@ -24,17 +25,12 @@ def _qwen3(fields: Fields) -> Architecture:
 
 
 _SHARED = {
+    **DEFAULTS,
     "vocab_size": 151936,
-    "hidden_size": 4096,
     "intermediate_size": 22016,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
     "num_key_value_heads": 32,
     "hidden_act": "silu",
     "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "rope_parameters": None,
     "use_sliding_window": False,
     "sliding_window": 4096,
     "max_window_layers": 28,

@@ -1,6 +1,7 @@
 """Qwen1.5-MoE and Qwen2-57B-A14B (`qwen2_moe`), Qwen3-30B-A3B and 235B-A22B (`qwen3_moe`)."""
 
 from dpop_base.architectures.architecture import Architecture, Experts
+from dpop_base.architectures.common_fields import DEFAULTS
 from dpop_base.architectures.decoder import FULL, SILU, decoder
 from dpop_base.architectures.experts import OF_TRAINING, read_experts
 from dpop_base.architectures.family import Family
@@ -40,15 +41,13 @@ def _number_of_experts(fields: Fields) -> int:
 
 
 _SHARED = {
+    **DEFAULTS,
     "vocab_size": 151936,
     "hidden_size": 2048,
     "num_hidden_layers": 24,
     "head_dim": None,
     "hidden_act": "silu",
     "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "rope_parameters": None,
     "use_sliding_window": False,
     "attention_dropout": 0.0,
     "decoder_sparse_step": 1,

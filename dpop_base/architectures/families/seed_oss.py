@@ -1,6 +1,7 @@
 """Seed-OSS: Llama with biases of q, k and v."""
 
 from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.common_fields import DEFAULTS
 from dpop_base.architectures.decoder import NO_MLP_BIAS, SILU, decoder
 from dpop_base.architectures.family import Family
 from dpop_base.architectures.fields import Fields
@@ -20,8 +21,8 @@ SEED_OSS = Family(
     model_classes=("SeedOssForCausalLM",),
     config_class="SeedOssConfig",
     defaults={
+        **DEFAULTS,
         "vocab_size": 155136,
-        "hidden_size": 4096,
         "intermediate_size": 27648,
         "num_hidden_layers": 64,
         "num_attention_heads": 80,
@@ -29,9 +30,6 @@ SEED_OSS = Family(
         "head_dim": 128,
         "hidden_act": "silu",
         "max_position_embeddings": 524288,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False,
-        "rope_parameters": None,
         "attention_bias": True,
         "attention_out_bias": False,
         "mlp_bias": False,

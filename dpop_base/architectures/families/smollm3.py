@@ -1,6 +1,7 @@
 """SmolLM3: Llama without rotary positions on some layers, by default on every fourth."""
 
 from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.common_fields import DEFAULTS
 from dpop_base.architectures.decoder import FULL, NO_MLP_BIAS, SILU, SLIDING, decoder, layer_types, windows
 from dpop_base.architectures.family import Family
 from dpop_base.architectures.fields import Fields
@@ -40,6 +41,7 @@ SMOLLM3 = Family(
     config_class="SmolLM3Config",
     default_theta=2_000_000.0,
     defaults={
+        **DEFAULTS,
         "vocab_size": 128256,
         "hidden_size": 2048,
         "intermediate_size": 11008,
@@ -48,9 +50,7 @@ SMOLLM3 = Family(
         "num_key_value_heads": 4,
         "hidden_act": "silu",
         "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6,
         "tie_word_embeddings": True,
-        "rope_parameters": None,
         "use_sliding_window": False,
         "sliding_window": None,
         "no_rope_layers": None,

@@ -6,16 +6,13 @@ from typing import Any
 import pytest
 
 from tests.distributed import run_ranks
-from tests.tiny import write_config, write_model, write_pairs
+from tests.tiny import model_and_pairs, write_config
 from tests.training import train_here
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("as_on_gpus")
-    write_model(folder / "model")
-    write_pairs(folder / "pairs.jsonl", 11)
-    return folder
+    return model_and_pairs(tmp_path_factory.mktemp("as_on_gpus"), 11)
 
 
 def _tree(world: Path, name: str) -> dict:

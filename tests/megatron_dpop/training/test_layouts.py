@@ -6,7 +6,7 @@ import pytest
 
 from tests.distributed import run_ranks
 from tests.megatron_dpop.training.reference_run import reference_run
-from tests.tiny import write_config, write_model, write_pairs
+from tests.tiny import model_and_pairs, write_config
 from tests.training import train_all
 
 RELATIVE = 1e-4
@@ -14,10 +14,7 @@ RELATIVE = 1e-4
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("layouts")
-    write_model(folder / "model")
-    write_pairs(folder / "pairs.jsonl", 11)
-    return folder
+    return model_and_pairs(tmp_path_factory.mktemp("layouts"), 11)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import run_ranks
-from tests.tiny import write_config, write_model, write_pairs
+from tests.tiny import model_and_pairs, write_config
 from tests.training import train_here
 
 RANKS, STEPS = 2, 4
@@ -14,10 +14,7 @@ RANKS, STEPS = 2, 4
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reruns")
-    write_model(folder / "model")
-    write_pairs(folder / "pairs.jsonl", 12)
-    return folder
+    return model_and_pairs(tmp_path_factory.mktemp("reruns"), 12)
 
 
 def _tree(world: Path, run: str, *, rerun: str | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import kill_ranks_when, run_ranks
-from tests.tiny import write_config, write_model, write_pairs
+from tests.tiny import model_and_pairs, write_config
 from tests.training import train_here
 
 STEPS, SAVED = 6, 3
@@ -30,10 +30,7 @@ KILLS = 20
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reshard")
-    write_model(folder / "model")
-    write_pairs(folder / "pairs.jsonl", 20)
-    return folder
+    return model_and_pairs(tmp_path_factory.mktemp("reshard"), 20)
 
 
 def _tree(world: Path, run: str, **sections: Any) -> dict[str, Any]:

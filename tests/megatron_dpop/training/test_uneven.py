@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.distributed import leave_model_parallel, run_ranks
-from tests.tiny import write_config, write_model, write_pairs
+from tests.tiny import model_and_pairs, write_config
 from tests.training import train_here
 
 STEPS = 2
@@ -15,10 +15,7 @@ Result = tuple[list[list[int]], dict[str, np.ndarray], list[float]]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("uneven")
-    write_model(folder / "model")
-    write_pairs(folder / "pairs.jsonl", 11)
-    return folder
+    return model_and_pairs(tmp_path_factory.mktemp("uneven"), 11)
 
 
 def _trees(world: Path, ranks: int) -> list[dict]:
