@@ -94,6 +94,8 @@ def read_request(
 
 
 def _read_subject(path: Path) -> _Subject:
+    if not path.exists() and len(path.parts) != 2:  # a name of two parts may be a model on the hub
+        raise UserError(f"{path}: no such folder; give a run's folder, a Hugging Face folder or a Megatron checkpoint")
     if not (path / "config.yaml").is_file():
         return _Subject(path, str(path))
     config = load_config(path / "config.yaml")

@@ -12,6 +12,7 @@ from dpop_base.errors import UserError
 from dpop_base.os_errors import explain_os_error
 from dpop_base.version import project_version
 from megatron_dpop.commands import analyze, data, eval, plan, report, train
+from megatron_dpop.config.load import blamed
 from megatron_dpop.runtime import exits
 from megatron_dpop.runtime.rank import launched
 from megatron_dpop.runtime.stop import StoppedError, UnhealthyError
@@ -32,7 +33,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        exits.report("error", str(error))
+        exits.report("error", blamed(str(error), rest))
         return exits.BAD_INPUT
     except UnhealthyError as error:
         exits.report("unhealthy", str(error))

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from dpop_base.errors import printable
 from megatron_dpop.config.losses import LOSSES, PAIR_LOSSES
+from megatron_dpop.config.other_names import our_name
 from megatron_dpop.config.schema import Config
 
 
@@ -63,8 +64,20 @@ def _dotted(location: Sequence[str | int]) -> tuple[str, str | None]:
 
 
 def _unknown(key: str) -> str:
-    near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
-    return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "; remove it")
+    near = nearest_key(key)
+    return f"unknown key {key}" + (f"; did you mean {near}?" if near else "; remove it")
+
+
+def nearest_key(key: str) -> str | None:
+    """Returns what was probably meant: by another trainer's name for it, else by its letters; None if nothing is."""
+    if (ours := our_name(key)) is not None:
+        return ours
+    known = known_keys()
+    if "." not in key:  # a key without its section
+        known = [entry for entry in known if entry.rpartition(".")[2] == key] or known
+        if len(known) == 1:
+            return known[0]
+    return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.5)), None)
 
 
 def _no_effect(key: str, loss: str) -> str:

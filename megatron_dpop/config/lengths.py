@@ -6,6 +6,8 @@ from dataclasses import replace
 from dpop_base.errors import UserError
 from megatron_dpop.config.schema import Config
 
+DEFAULT_WARMUP_SHARE = 0.1
+
 
 def settle_lengths(config: Config, *, examples: int | None = None) -> Config:
     """The config with `train.epochs` and `optimizer.warmup_share` written as steps, both rounded up; a share
@@ -18,14 +20,16 @@ def settle_lengths(config: Config, *, examples: int | None = None) -> Config:
     if config.train.epochs is not None:
         assert examples is not None, "an epoch's length is not known before the data is read"
         steps = math.ceil(config.train.epochs * examples / config.train.global_batch_pairs)
-    share = config.optimizer.warmup_share
-    warmup = config.optimizer.warmup_steps if share is None else min(math.ceil(share * steps), steps - 1)
+    warmup, share = config.optimizer.warmup_steps, config.optimizer.warmup_share
+    if warmup is None:
+        share = DEFAULT_WARMUP_SHARE if share is None else share
+        warmup = min(math.ceil(share * steps), steps - 1)
     settled = replace(
         config,
         train=replace(config.train, steps=steps, epochs=None),
         optimizer=replace(config.optimizer, warmup_steps=warmup, warmup_share=None),
     )
-    _check(settled, epochs=config.train.epochs, share=share)
+    _check(settled, warmup, epochs=config.train.epochs, share=share)
     return settled
 
 
@@ -34,8 +38,8 @@ def decay_steps(config: Config) -> int:
     return math.ceil(config.optimizer.decay_share * config.train.steps)
 
 
-def _check(settled: Config, *, epochs: float | None, share: float | None) -> None:
-    steps, warmup = settled.train.steps, settled.optimizer.warmup_steps
+def _check(settled: Config, warmup: int, *, epochs: float | None, share: float | None) -> None:
+    steps = settled.train.steps
     length = f"train.steps {steps}" if epochs is None else f"the {steps} steps of train.epochs {epochs:g}"
     key = (
         f"optimizer.warmup_steps: {warmup}" if share is None else f"optimizer.warmup_share: {share:g} ({warmup} steps)"

@@ -10,7 +10,7 @@ from pydantic import RootModel, ValidationError
 from pydantic.dataclasses import dataclass
 
 from dpop_base.errors import UserError, first_line, printable
-from megatron_dpop.config.faults import first_fault
+from megatron_dpop.config.faults import first_fault, nearest_key
 from megatron_dpop.config.losses import LossConfig
 from megatron_dpop.config.plain_yaml import DEEPEST, read_yaml
 from megatron_dpop.config.schema import Config
@@ -24,6 +24,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     tree = _read(path)
     overridden = override(tree, overrides)
     return config_from_dict(tree, origin=str(path), overridden=overridden)
+
+
+def blamed(message: str, words: Sequence[str]) -> str:
+    """Returns an error's message, said to be of the command line where its key was set there."""
+    key = message.partition(":")[0]
+    given = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+    return f"command line: {message}" if key in given else message
 
 
 def override(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
@@ -78,6 +85,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; give the config's file{_configs_in(path)}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot read the config ({error.strerror}); give an existing YAML file") from None
     except ValueError as error:  # UnicodeDecodeError is one
@@ -87,13 +96,22 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _configs_in(folder: Path) -> str:
+    names = sorted(path.name for path in (*folder.glob("*.yaml"), *folder.glob("*.yml")))
+    return f", such as {folder / names[0]}" if names else ""
+
+
 def _parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
     pairs: list[tuple[str, Any]] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--") or "." not in word.split("=")[0]:
-            raise UserError(f"{word}: not an option; override a config key with --section.key value")
+            near = nearest_key(word[2:].partition("=")[0]) if word.startswith("--") else None
+            fix = (
+                f"did you mean --{near}?" if near and "." in near else "override a config key with --section.key value"
+            )
+            raise UserError(f"{word}: not an option; {fix}")
         key, given, text = word[2:].partition("=")
         if not given:
             if not rest:

@@ -182,15 +182,15 @@ def _one_length(*keys: str) -> Callable[[Any], Any]:
 @dataclass(frozen=True, config=_SECTION)
 class OptimizerConfig:
     name: Literal["adamw"] = "adamw"
-    lr: PositiveReal = 5.0e-5  # the schedule's peak
+    lr: PositiveReal = 1.0e-6  # the schedule's peak; the default is TRL's for DPO
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveReal = 1.0e-8
     weight_decay: NonNegativeReal = 0.0
     clip_norm: NonNegativeReal = 1.0  # 0: no clipping
     min_lr: NonNegativeReal = 0.0  # the schedule's end
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # of the learning rate after the warm-up
-    warmup_steps: Natural = 100  # from zero to lr; less than train.steps
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] | None = None  # of train.steps, in place of warmup_steps
+    warmup_steps: Natural | None = None  # from zero to lr; less than train.steps; null: as warmup_share says
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] | None = None  # of train.steps; null, as warmup_steps too: 0.1
     decay_share: Annotated[float, Field(gt=0, le=1)] = 0.1  # of train.steps, at the end, linearly; of schedule wsd
     state: Literal["fp32", "bf16"] = "fp32"  # precision of AdamW's moments; bf16 needs a GPU
     offload: bool = False  # keeps optimizer state and master weights in host memory; needs a GPU

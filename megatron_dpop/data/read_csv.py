@@ -35,7 +35,7 @@ def _read(path: Path, delimiter: str | None) -> Iterator[LocatedRow]:
 
 def _rows(file: TextIO, path: Path, delimiter: str | None) -> Iterator[LocatedRow]:
     header_line = file.readline()
-    used = delimiter or (";" if ";" in header_line and "," not in header_line else ",")
+    used = delimiter or (";" if header_line.count(";") > header_line.count(",") else ",")
     header = next(csv.reader(_lines(header_line, file), delimiter=used, skipinitialspace=True), [])
     names = [name.strip() for name in header]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -43,7 +43,11 @@ def _rows(file: TextIO, path: Path, delimiter: str | None) -> Iterator[LocatedRo
         raise UserError(f"{path}: two columns are called {twice!r}; give each a name of its own")
     for number, cells in enumerate(filter(None, csv.reader(file, delimiter=used)), 1):
         if len(cells) != len(names):
-            raise UserError(f"{path}, row {number}: has another number of fields than the header")
+            name = {",": "commas", ";": "semicolons", "\t": "tabs"}[used]
+            raise UserError(
+                f"{path}, row {number}: has {len(cells)} fields, the header has {len(names)}, by {name}; "
+                "put a field that holds the separator into double quotes"
+            )
         yield f"row {number}", dict(zip(names, cells, strict=True))
 
 

@@ -254,7 +254,7 @@ class _Folder:
         if not any(file_type(entry) for entry in self.path.rglob("*")):
             raise UserError(f"{self.path}: holds no data file ({', '.join(FILE_TYPES)})")
         try:
-            builder = datasets.load_dataset_builder(str(self.path), self.location.subset)
+            builder = datasets.load_dataset_builder(str(self.path.resolve()), self.location.subset)
         except Exception as error:  # as above
             raise UserError(f"{self.path}: no dataset can be read from it ({first_line(error)})") from None
         files: dict[Any, list[str]] = builder.config.data_files or {}

@@ -69,6 +69,7 @@ def _torch_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
 def build_scheduler(config: Config, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
     """Linear warm-up from 0, then decay to `min_lr` at the last step; none of it, or only at the end, as asked."""
     options = config.optimizer
+    assert options.warmup_steps is not None, "lengths are settled before an engine is built"
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,

@@ -95,7 +95,8 @@ def resolve_model(name: str, *, key: str, weights: bool = True) -> Path:
     if path.is_dir():
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise UserError(f"{key}: {name} is not a folder; give a Hugging Face folder or a Megatron checkpoint folder")
+        what = "is a file" if path.exists() else "is not a folder"
+        raise UserError(f"{key}: {name} {what}; give a Hugging Face folder or a Megatron checkpoint folder")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

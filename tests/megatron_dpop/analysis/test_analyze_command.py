@@ -61,7 +61,7 @@ def test_bad_input_is_one_line(world: Path, tmp_path: Path, capsys: pytest.Captu
         '{"prompt": "w1", "chosen": "w2", "rejected": "w3"}\n{"prompt": "w1", "chosen": "w2", "rejected": "w2"}\n'
     )
     assert re.search(rf"{re.escape(str(same))}.*2.*identical", refused(capsys, base, "--pairs", same))
-    assert "is not a folder" in refused(capsys, tmp_path / "no-model", "--pairs", pairs)
+    assert "no-model: no such folder; give a run" in refused(capsys, tmp_path / "no-model", "--pairs", pairs)
     assert "neither config.json nor" in refused(capsys, tmp_path, "--pairs", pairs)
     assert "of another shape" in refused(capsys, world / "small", "--reference", base, "--pairs", pairs)
     assert "parallel.tensor: 3" in refused(capsys, base, "--pairs", pairs, "--tensor", "3")

@@ -226,7 +226,10 @@ def test_missing_data_file(world: World, split: str) -> None:
 
 
 KEYS = {
-    ("--optimizer.learning_rate", "1e-4"): "command line: unknown key optimizer.learning_rate; did you mean optimizer.",
+    (
+        "--optimizer.learning_rate",
+        "1e-4",
+    ): "command line: unknown key optimizer.learning_rate; did you mean optimizer.lr[?]",
     ("--train.step", "3"): "command line: unknown key train.step; did you mean train.steps[?]",
     ("--data.row_token", "9"): "command line: unknown key data.row_token; did you mean data.row_tokens[?]",
     ("--loss.lamda", "5"): "command line: loss.lamda has no effect on loss 'dpop'; did you mean loss.lambda[?]",
@@ -239,7 +242,13 @@ KEYS = {
     ("--lora.rnk", "8"): "unknown key lora.rnk; did you mean lora.rank[?]",
     ("--loss.beta", "-1"): "command line: loss.beta: -1 is not valid: input should be greater than 0",
     ("--train.steps", "0"): "train.steps: 0 is not valid: ",
-    ("--optimizer.warmup_steps", "3"): "optimizer.warmup_steps: 3 is not less than train.steps 3; warm up",
+    ("--train.batch_size", "3"): "command line: unknown key train.batch_size; did you mean train.global_batch_pairs[?]",
+    ("--learning_rate", "3"): "--learning_rate: not an option; did you mean --optimizer.lr[?]",
+    ("--beta=3",): "--beta=3: not an option; override a config key",
+    (
+        "--optimizer.warmup_steps",
+        "3",
+    ): "command line: optimizer.warmup_steps: 3 is not less than train.steps 3; warm up",
     ("--train.epochs", "1"): "train: .*steps and epochs say the same in two ways; leave one of them out",
     ("--train.epochs", "1", "--train.steps", "null", "--optimizer.warmup_steps", "5"): "5 is not less than the 2 steps",
     ("stray",): "stray: not an option; override",
@@ -288,6 +297,21 @@ def test_config_keys(world: World, overrides: tuple[str, ...]) -> None:
 def test_no_config_file(world: World, command: str, tmp_path: Path) -> None:
     assert run([command, str(tmp_path / "none.yaml")]) == 2
     assert_matches("none.yaml: cannot read the config", world.capsys.readouterr().err)
+
+
+def test_a_folder_in_place_of_a_config(world: World, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "config.yaml").write_text("{}")
+    assert run(["train", str(tmp_path / "here")]) == 2
+    assert_matches(
+        "here: is a folder; give the config's file, such as .*here/config.yaml", world.capsys.readouterr().err
+    )
+
+
+def test_a_tab_in_a_config(world: World, tmp_path: Path) -> None:
+    (tmp_path / "tab.yaml").write_text("model:\n\tpath: model\n")
+    assert run(["train", str(tmp_path / "tab.yaml")]) == 2
+    assert_matches("tab.yaml: .*line 2 is indented by a tab, YAML takes spaces alone", world.capsys.readouterr().err)
 
 
 def test_tokenizer_without_chat_template(world: World) -> None:

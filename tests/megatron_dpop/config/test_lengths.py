@@ -40,8 +40,16 @@ def test_what_is_settled_is_a_config_that_stays_as_it_is() -> None:
     assert (settled.train.steps, settled.optimizer.warmup_steps, decay_steps(settled)) == (100, 10, 10)
 
 
+def test_a_tenth_of_a_run_warms_up_where_nothing_is_said() -> None:
+    settled = settle_lengths(_config(train={"steps": 30}))
+    assert (settled.optimizer.warmup_steps, settled.optimizer.lr) == (3, 1e-6)
+
+
 REFUSED = [
-    ({"train": {"epochs": 1}}, "optimizer.warmup_steps: 100 is not less than the 2 steps of train.epochs 1; warm"),
+    (
+        {"train": {"epochs": 1}, "optimizer": {"warmup_steps": 100}},
+        "optimizer.warmup_steps: 100 is not less than the 2 steps of train.epochs 1; warm",
+    ),
     (
         {"train": {"steps": 10}, "optimizer": {"warmup_share": 0.5, "schedule": "wsd", "decay_share": 0.6}},
         r"warmup_share: 0.5 \(5 steps\) and the 6 steps of optimizer.decay_share 0.6 are more than train.steps 10",

@@ -13,6 +13,7 @@ import pytest
 from dpop_base.errors import UserError
 from megatron_dpop.data.examples import TokenizedDataset
 from megatron_dpop.data.load import DataSource, load_dataset, source_names
+from megatron_dpop.data.read_csv import read_csv
 
 
 def rows(count: int, start: int = 0) -> list[dict[str, str]]:
@@ -246,3 +247,12 @@ def test_half_written_parquet(tmp_path: Path, llama: Path) -> None:
     pyarrow.parquet.write_table(table, path)
     with pytest.raises(UserError, match=r"a\.parquet, row 1: missing `rejected`; columns `prompt`, `chosen`"):
         load(path, llama)
+
+
+def test_semicolons_separate_where_the_header_has_more_of_them(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("the prompt, as asked;chosen;rejected\nq, then;yes, it is;no\n")
+    (row,) = read_csv(tmp_path / "pairs.csv")
+    assert row == ("row 1", {"the prompt, as asked": "q, then", "chosen": "yes, it is", "rejected": "no"})
+    (tmp_path / "pairs.csv").write_text("prompt;chosen;rejected\nq;yes; it is;no\n")
+    with pytest.raises(UserError, match="row 1: has 4 fields, the header has 3, by semicolons; put a field"):
+        list(read_csv(tmp_path / "pairs.csv"))
