@@ -19,7 +19,8 @@ def dpop_loss(batch: CompletionBatch, options: DpopConfig) -> LossOutput:
 
     Rewards are DPO's, beta log pi/ref without the penalty, so that runs of both losses compare.
     `dpop/penalty` is max(0, log ref(w)/pi(w)) in nats (nats a token where averaged), before lambda;
-    `dpop/active_fraction` is the share of pairs where it is above zero.
+    `dpop/active_fraction` is the share of pairs where it is above zero; `dpop/reward` is what the loss takes for the
+    chosen answer's reward, beta (log pi/ref - lambda penalty).
 
     `average: tokens` is not in the paper: margin and penalty are then in nats a token, and want a larger beta, as
     length-normalised DPO does. Rewards stay those of sums.
@@ -27,8 +28,10 @@ def dpop_loss(batch: CompletionBatch, options: DpopConfig) -> LossOutput:
     ratios = ratio_pairs(batch, options.average)
     penalty = F.relu(-ratios.chosen)
     z = options.beta * (ratios.chosen - ratios.rejected - options.lambda_ * penalty)
+    reward = options.beta * (ratios.chosen - options.lambda_ * penalty)
     summed = split_pairs(log_ratios(batch), batch.preferred)
     metrics = pair_metrics(batch, scaled_pairs(summed, options.beta))
     metrics[PENALTY] = penalty.detach()
     metrics[ACTIVE_FRACTION] = (penalty.detach() > 0).to(penalty.dtype)
+    metrics["dpop/reward"] = reward.detach()
     return LossOutput(-F.logsigmoid(z), metrics)

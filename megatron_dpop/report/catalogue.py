@@ -73,6 +73,7 @@ METRICS = (
         zero="",
     ),
     Metric(ACTIVE_FRACTION, "Pairs with an active DPOP penalty", style="percent"),
+    Metric("dpop/reward", "Chosen reward less the DPOP penalty", "As the loss takes it", zero=""),
     Metric(DRIFT, "Reference drift", "Largest difference of policy and reference at step 0", unit="nats"),
     Metric(
         LOAD_BALANCE,

@@ -5,12 +5,15 @@ contexts, hence different softmaxes s(w) and s(l). The paper differentiates by t
 variable that both contexts share.
 """
 
+import math
+
 import pytest
 import torch
 
 from megatron_dpop.logprobs.vocab_parallel import vocab_parallel_linear_logprobs
 from megatron_dpop.losses.contract import CompletionBatch
 from megatron_dpop.losses.registry import make_loss
+from tests.megatron_dpop.losses.batches import pair_batch
 
 VOCAB, TOKENS, EDIT = 13, 6, 2
 BETA, LAMBDA = 0.3, 50.0
@@ -82,3 +85,18 @@ def test_dpop_below_the_reference_pulls_the_target_up():
 def test_dpop_above_the_reference_is_dpo():
     dpop, dpo = (scaled_gradient(name, reference_chosen_shift=0.2)[0] for name in ("dpop", "dpo"))
     torch.testing.assert_close(dpop, dpo, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("distance", [38.0, 41.5])
+def test_dpop_is_a_contrastive_loss_whose_margin_is_the_references_distance(distance):
+    """Appendix C: distances -log pi, margins log(1 / ref); beyond its margin of 40 the chosen answer is pulled more."""
+    margin, rejected, rejected_margin = 40.0, 45.0, 43.5
+    batch = pair_batch([-distance], [-rejected], [-margin], [-rejected_margin], dtype=torch.float64)
+    output = make_loss({"name": "dpop", "beta": BETA, "lambda": 2.0})(batch)
+    pulled = (margin - distance) - 2.0 * max(0.0, distance - margin)
+    z = BETA * (pulled - (rejected_margin - rejected))
+    assert output.losses.item() == pytest.approx(math.log1p(math.exp(-z)), rel=1e-12)
+    assert output.metrics["dpop/reward"].item() == pytest.approx(BETA * pulled, rel=1e-12)
+    (gradient,) = torch.autograd.grad(-output.losses.sum(), batch.logps)
+    push = BETA / (1 + math.exp(z))
+    assert gradient.tolist() == pytest.approx([push * (3.0 if distance > margin else 1.0), -push], rel=1e-12)
