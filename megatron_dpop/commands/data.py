@@ -89,6 +89,12 @@ def _register_maker(makers: Any, name: str, facts: dict[str, Any]) -> None:
     parser.add_argument("--validation", type=int, default=0, metavar="PAIRS", help="pairs to hold out (default 0)")
     parser.add_argument("--validation-source", help="make the validation pairs of another file instead")
     parser.add_argument("--validation-split", help="make the validation pairs of another split instead")
+    parser.add_argument(
+        "--few-shot",
+        type=int,
+        metavar="N",
+        help="prompts for base models, as lm-evaluation-harness writes them, after N solved training questions",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files (default 0)")
     parser.add_argument("--workers", type=int, help="processes (default: one a core, at most 8)")
     parser.set_defaults(run=_run_maker, maker=name)
@@ -97,6 +103,8 @@ def _register_maker(makers: Any, name: str, facts: dict[str, Any]) -> None:
 def _run_maker(args: argparse.Namespace) -> int:
     if args.validation < 0 or (args.workers is not None and args.workers < 1):
         raise UserError("data make: --validation counts pairs from 0, --workers processes from 1")
+    if args.few_shot is not None and args.few_shot < 0:
+        raise UserError(f"--few-shot: {args.few_shot} is no number of examples; give 0 or more")
     sheet = make_pairs(
         args.maker,
         args.output,
@@ -106,6 +114,7 @@ def _run_maker(args: argparse.Namespace) -> int:
         validation=args.validation,
         validation_source=args.validation_source,
         validation_split=args.validation_split,
+        few_shot=args.few_shot,
         seed=args.seed,
         workers=args.workers,
     )

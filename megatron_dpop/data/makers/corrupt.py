@@ -11,10 +11,20 @@ _ANSWER_MARK = re.compile(r"####|The answer is:?|\\boxed")
 _ANSWER = re.compile(rf"(?:####|The answer is:?)\s*(?:\\?[$€£¥])?\s*(?P<number>-?(?:{NUMBER}))(?P<percent>\\?%)?")
 
 
-VERSION = "2"  # of the rule: the same version, seed and text give the same corruption
+# A number in words: no part of a name, a date, an exponent, a time or a decimal.
+_IN_WORDS = re.compile(rf"(?<![\w.,:/^_\\-])(?P<number>{NUMBER})(?![\w:/^]|[.,]\d|-\w)")
 
-# Where a result was found, best first: a checked sum, an expression that could not be checked, a stated value.
-TIERS = ("verified calculation", "unverified calculation", "stated value")
+VERSION = "3"  # of the rule: the same version, seed and text give the same corruption
+
+# Where a result was found, best first: a checked sum, an expression that could not be checked, a stated value; where
+# there is no equation, a number of the working's own, and last one that the question gives.
+TIERS = (
+    "verified calculation",
+    "unverified calculation",
+    "stated value",
+    "number in words",
+    "number in words, which the question gives",
+)
 
 
 @dataclass(frozen=True)
@@ -26,35 +36,60 @@ class Corruption:
     tier: str  # one of TIERS
 
 
-def corrupt(text: str, generator: random.Random, *, stated_values: bool = False) -> Corruption | str:
+def corrupt(text: str, generator: random.Random, *, question: str | None = None) -> Corruption | str:
     """The text with one intermediate result replaced by a wrong one, or why there is none to replace.
 
     Eligible are calculations before the final answer's mark whose value is not the final answer's; the best tier
-    that has any is drawn from. `stated_values` admits `x = 5`, an equation without a calculation, as the last
-    resort. Decimals, thousands separators and whatever stands around the digits are kept, and the new value is
-    neither the old one nor the final answer.
+    that has any is drawn from. Given the text's `question`, also what is no calculation: `x = 5`, and in a text
+    without any such a number in its words, one that the question does not give before one that it does. Decimals,
+    thousands separators and whatever stands around the digits are kept, and the new value is neither the old one nor
+    the final answer.
     """
     mark = _ANSWER_MARK.search(text)
     if mark is None:
         return "no final answer"
-    found = find_calculations(text[: mark.start()], stated_values=stated_values)
-    if not found:
-        return "no calculation"
-    answer = final_answer(text)
-    eligible = [calculation for calculation in found if calculation.value != answer]
-    if answer is None and eligible and eligible[-1] is found[-1]:
-        eligible.pop()  # the last result may be the answer, written in another form
+    working, answer = text[: mark.start()], final_answer(text)
+    found = find_calculations(working, stated_values=question is not None)
+    eligible = _intermediate([_Number(c.start, c.end, c.value, _tier(c)) for c in found], answer)
+    if not eligible and question is not None:
+        eligible = _intermediate(_numbers_in_words(working, question), answer)
     if not eligible:
-        return "only the final answer is calculated"
-    tier = min(_tier(calculation) for calculation in eligible)
-    chosen = generator.choice([calculation for calculation in eligible if _tier(calculation) == tier])
+        return "only the final answer is calculated" if found else "no calculation"
+    tier = min(number.tier for number in eligible)
+    chosen = generator.choice([number for number in eligible if number.tier == tier])
     before = text[chosen.start : chosen.end]
     after = wrong_number(before, answer, generator)
     return Corruption(text[: chosen.start] + after + text[chosen.end :], chosen.start, before, after, TIERS[tier])
 
 
+@dataclass(frozen=True)
+class _Number:
+    """Where a number's digits stand, its value, and how good a place it is to be wrong: an index of TIERS."""
+
+    start: int
+    end: int
+    value: Fraction
+    tier: int
+
+
+def _intermediate(numbers: list[_Number], answer: Fraction | None) -> list[_Number]:
+    """Leaves out the final answer's value, and where that is no plain number the last one, which may be it."""
+    kept = [number for number in numbers if number.value != answer]
+    return kept[:-1] if answer is None and kept and kept[-1] is numbers[-1] else kept
+
+
 def _tier(calculation: Calculation) -> int:
     return 0 if calculation.verified else 1 if calculation.has_operator else 2
+
+
+def _numbers_in_words(working: str, question: str) -> list[_Number]:
+    given = {match["number"].replace(",", "") for match in _IN_WORDS.finditer(question)}
+    numbers = []
+    for match in _IN_WORDS.finditer(working):
+        digits = match["number"].replace(",", "")
+        if Fraction(digits) > 0:
+            numbers.append(_Number(*match.span("number"), Fraction(digits), 4 if digits in given else 3))
+    return numbers
 
 
 def final_answer(text: str) -> Fraction | None:

@@ -15,11 +15,12 @@ from dpop_base.progress import track
 from ..located_row import LocatedRow
 from ..processes import default_workers, ordered_map
 from ..records import BadRowError, located
+from .few_shot import with_examples
 from .pairs_file import Made, Pair, write_made
 from .rules import RULES
 from .source import source_rows
 
-VERSION = "2"  # of the rules: the same version, source and seed give the same pairs
+VERSION = "3"  # of the rules: the same version, source and seed give the same pairs
 _BATCH_ROWS = 512
 _FEWEST_BATCHES_FOR_PROCESSES = 8
 
@@ -54,6 +55,7 @@ def make_pairs(
     validation: int = 0,
     validation_source: str | None = None,
     validation_split: str | None = None,
+    few_shot: int | None = None,
     seed: int = 0,
     workers: int | None = None,
     progress: bool = True,
@@ -61,7 +63,8 @@ def make_pairs(
     """Writes train.parquet, validation.parquet and datasheet.json to `folder`; returns the datasheet.
 
     The validation pairs are either made from a split of their own, training prompts among them left out, or
-    `validation` pairs are held out. A prompt is never in both.
+    `validation` pairs are held out. A prompt is never in both. With `few_shot`, from 0, prompts are those of base models
+    (`megatron_dpop.data.makers.few_shot`).
     """
     if validation and (validation_source or validation_split):
         raise UserError(f"{rule}: hold out {validation} pairs or name a validation split, not both")
@@ -87,6 +90,9 @@ def make_pairs(
         reasons = ", ".join(f"{count} {reason}" for reason, count in made.skipped.items())
         raise UserError(f"{source}: no pair can be made of its {train.rows} rows ({reasons})")
     made.facts["found_in"] = {name: found for name, found in notes.items() if found}
+    if few_shot is not None:
+        made.splits = with_examples(made.splits, rule, few_shot, seed)
+        made.facts["few_shot"] = few_shot
     return write_made(folder, made, source=source, seed=seed, version=f"{rule} {VERSION}")
 
 

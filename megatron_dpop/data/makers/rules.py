@@ -35,7 +35,7 @@ def metamath(row: SourceRow, generator: random.Random) -> Outcome:
     answer = _CALCULATOR.sub("", text_of(_column(row, answer_name), answer_name))
     if not prompt.strip():
         return Outcome(skipped=("empty question",))
-    corruption = corrupt(answer, generator, stated_values=True)
+    corruption = corrupt(answer, generator, question=prompt)
     if isinstance(corruption, str):
         return Outcome(skipped=(corruption,))
     return Outcome((Pair(prompt, answer, corruption.text),), notes=(corruption.tier,))

@@ -1,6 +1,7 @@
 """One intermediate result is wrong, the rest is as it was."""
 
 import random
+from collections import Counter
 from fractions import Fraction
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_dpop.data.makers.corrupt import Corruption, corrupt, final_answer, wrong_number
+from megatron_dpop.data.makers.gsm_symbolic import problems
 
 # The example published with the paper's MetaMath pairs (dataset card of MetaMath_DPO_FewShot).
 PUBLISHED = (
@@ -75,6 +77,48 @@ def test_wrong_number_is_never_the_answer() -> None:
 )
 def test_reasons(text: str, reason: str) -> None:
     assert seeded(text, 0) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "changed", "tier"),
+    [
+        ("There are 12 inches in a foot, so the snake is 24.\n#### 24", "12", "number in words"),
+        ("She hiked 24 miles in 6 hours, 4 an hour.\n#### 4", "24", "number in words, which the question gives"),
+        ("Then x = 30 and she takes 50.\n#### 80", "30", "stated value"),
+        ("As 5 + 1 = 6, she has 50.\n#### 50", "6", "verified calculation"),
+    ],
+)
+def test_without_an_equation_another_number_of_the_working_is_wrong(text: str, changed: str, tier: str) -> None:
+    question = "She hikes 24 miles in 6 hours, how many in one?"
+    for seed in range(20):
+        outcome = corrupt(text, random.Random(seed), question=question)
+        assert isinstance(outcome, Corruption)
+        assert (outcome.tier, outcome.before) in {(tier, changed), (tier, "6")}
+        assert outcome.after != outcome.before
+        assert final_answer(outcome.text) == final_answer(text)
+
+
+@pytest.mark.parametrize("working", ["", "Half a pizza is 3/6 of it", "at 9:30", "x^2", "in 1994-95", "H2O", "200g"])
+def test_what_is_part_of_a_word_stays(working: str) -> None:
+    assert corrupt(f"{working} and so on.\n#### 4", random.Random(0), question="") == "no calculation"
+
+
+def test_wrong_numbers_are_as_round_as_right_ones_in_the_whole() -> None:
+    """Of 3,000 problems: as many end in one, two or three zeros, and as many in a 5, as of the right numbers."""
+    endings: dict[str, Counter[str]] = {"before": Counter(), "after": Counter()}
+    for _, (_, answer) in zip(range(3000), problems(seed=3), strict=False):
+        outcome = corrupt(answer, random.Random(answer))
+        if isinstance(outcome, Corruption):
+            for name, counts in endings.items():
+                digits = getattr(outcome, name).replace(",", "").replace(".", "")
+                zeros = len(digits) - len(digits.rstrip("0"))
+                counts[
+                    f"{zeros} zeros" + (", a 5" if len(digits) > zeros + 1 and digits[-zeros - 1] == "5" else "")
+                ] += 1
+    assert sum(endings["before"].values()) > 2500
+    assert endings["after"].keys() == endings["before"].keys()
+    for ending, count in endings["before"].items():
+        assert abs(endings["after"][ending] - count) <= 0.02 * 3000, ending
 
 
 def test_answer_that_is_no_plain_number_keeps_the_last_result() -> None:

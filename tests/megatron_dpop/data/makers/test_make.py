@@ -1,6 +1,7 @@
 """MetaMath, ARC and HellaSwag from files with those datasets' real columns."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from dpop_base.errors import UserError
+from megatron_dpop.commands.main import run
 from megatron_dpop.data.makers.make import hold_out, make_pairs
 from megatron_dpop.data.makers.pairs_file import Pair
 
@@ -166,6 +168,46 @@ def test_gsm8k_annotations_are_left_out(tmp_path: Path) -> None:
     assert pair["chosen"] == "He has 2+3=5.\nThen 5*4=20.\n#### 20"
     assert pair["rejected"].startswith("He has 2+3=")
     assert pair["rejected"].endswith(".\nThen 5*4=20.\n#### 20")
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_few_shot_prompts_are_the_harness_own(count: int, tmp_path: Path) -> None:
+    rows = [{"question": f"How many are {i} and {i}?", "answer": f"{i} + {i} = {2 * i}. Then {2 * i} + 1 = {2 * i + 1}.\n"
+             f"#### {2 * i + 1}"} for i in range(1, 40)]  # fmt: skip
+    source = write(tmp_path / "gsm8k.jsonl", rows)
+    answers = {row["question"]: row["answer"] for row in rows}
+    words = ["data", "make", "metamath", "--source", source, "--output", str(tmp_path / "pairs"), "--validation", "9"]
+    assert run([*words, "--few-shot", str(count)]) == 0
+    splits = {split: made(tmp_path / "pairs", split) for split in ("train", "validation")}
+    own = {split: [_questions(pair["prompt"])[-1] for pair in pairs] for split, pairs in splits.items()}
+    for pairs in splits.values():
+        for pair in pairs:
+            *shown, asked = pair["prompt"].split("\n\n")
+            assert asked == f"Question: {_questions(asked)[0]}\nAnswer:"
+            assert pair["chosen"] == answers[_questions(asked)[0]]
+            assert len(shown) == count
+            for example in shown:
+                question = _questions(example)[0]
+                assert example == f"Question: {question}\nAnswer: {answers[question]}"
+                assert question in own["train"]
+                assert question != _questions(asked)[0]
+    assert json.loads((tmp_path / "pairs" / "datasheet.json").read_text())["few_shot"] == count
+    assert run([*words, "--few-shot", "40"]) == 2
+
+
+def _questions(prompt: str) -> list[str]:
+    return re.findall(r"^Question: (.*)$", prompt, re.MULTILINE)
+
+
+def test_few_shot_endings_go_on_with_the_text(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [hellaswag_row(index) for index in range(6)])
+    make_pairs("hellaswag", tmp_path / "pairs", source=source, few_shot=1, progress=False)
+    for pair in made(tmp_path / "pairs", "train"):
+        shown, asked = pair["prompt"].split("\n\n")
+        assert re.fullmatch(r"Roof shingle removal: Man \d is sitting on a roof. he", asked)
+        assert re.fullmatch(
+            r"Roof shingle removal: Man \d is sitting on a roof. he is doing thing \d.\d. then rests.", shown
+        )
 
 
 def test_hold_out_keeps_prompts_whole() -> None:
