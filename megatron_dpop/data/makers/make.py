@@ -63,8 +63,8 @@ def make_pairs(
     """Writes train.parquet, validation.parquet and datasheet.json to `folder`; returns the datasheet.
 
     The validation pairs are either made from a split of their own, training prompts among them left out, or
-    `validation` pairs are held out. A prompt is never in both. With `few_shot`, from 0, prompts are those of base models
-    (`megatron_dpop.data.makers.few_shot`).
+    `validation` pairs are held out. A prompt is never in both. With `few_shot`, from 0, prompts are those of base
+    models (`megatron_dpop.data.makers.few_shot`).
     """
     if validation and (validation_source or validation_split):
         raise UserError(f"{rule}: hold out {validation} pairs or name a validation split, not both")

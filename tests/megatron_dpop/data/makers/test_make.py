@@ -172,8 +172,10 @@ def test_gsm8k_annotations_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_few_shot_prompts_are_the_harness_own(count: int, tmp_path: Path) -> None:
-    rows = [{"question": f"How many are {i} and {i}?", "answer": f"{i} + {i} = {2 * i}. Then {2 * i} + 1 = {2 * i + 1}.\n"
-             f"#### {2 * i + 1}"} for i in range(1, 40)]  # fmt: skip
+    rows = [
+        {"question": f"How many are {i} and {i}?", "answer": f"{i} + {i} = {2 * i}, and 0 + 1 = 1.\n#### 1"}
+        for i in range(1, 40)
+    ]
     source = write(tmp_path / "gsm8k.jsonl", rows)
     answers = {row["question"]: row["answer"] for row in rows}
     words = ["data", "make", "metamath", "--source", source, "--output", str(tmp_path / "pairs"), "--validation", "9"]
