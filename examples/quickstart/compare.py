@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from megatron_dpop.config.schema import ParallelConfig
 from megatron_dpop.runtime import processes
@@ -18,6 +19,7 @@ def compare(run: Path, text: str) -> dict[str, float]:
     norm of the difference over norm of the logits, both computing in bf16, where each rounds in its own places;
     `bf16_rounding` is how far transformers' bf16 logits lie from its own fp32 ones by the same measure.
     """
+    disable_progress_bar()
     device = processes.initialize(ParallelConfig(), seed=0)
     from megatron_dpop.analysis.logits import megatron_logits
 

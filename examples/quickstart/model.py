@@ -32,6 +32,9 @@ def write_folder(gguf: Path, target: Path) -> None:
     """From the GGUF file to config, tokenizer and safetensors; written under another name, then renamed."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

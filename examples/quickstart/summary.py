@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table as TerminalTable
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from megatron_dpop.report.page import write_report
 from megatron_dpop.report.sections import Section, Table, TableRow
@@ -24,6 +25,7 @@ ROWS = {
 
 def summarise(run: Path, base: Path, pairs: Path) -> None:
     """Prints the validation before and after each loss, and writes the report with the same table."""
+    disable_progress_bar()
     dpo, dpop = (_validations(run / name) for name in ("dpo", "dpop"))
     sample = pyarrow.parquet.read_table(pairs / "validation.parquet").slice(0, 1).to_pylist()[0]
     states = (dpop[0], dpo[-1], dpop[-1])

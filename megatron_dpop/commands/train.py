@@ -33,6 +33,7 @@ def register(subparsers: Any) -> None:
     reference.set_defaults(run=_reference)
     for parser in (training, reference):
         parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+        parser.add_argument("--quiet", action="store_true", help="say only what goes wrong, and how the run ended")
         parser.add_argument("--dry-run", action="store_true", help="only check what can be checked before a start")
         parser.add_argument("--ranks", type=int, metavar="N", help="of a dry run: ranks that a launcher will start")
         parser.set_defaults(takes_overrides=True)
@@ -65,12 +66,12 @@ def _with_config(arguments: argparse.Namespace, stop: StopRequest, *, is_trainin
 
     config = with_date(config)
     if launched() and not arguments.dry_run:
-        return _rank(config, stop, is_training=is_training)
+        return _rank(config, stop, is_training=is_training, quiet=arguments.quiet)
     fewest_ranks = config.parallel.fewest_ranks
     check_ranks(arguments.ranks or fewest_ranks, fewest_ranks)
     if not arguments.dry_run:
         check_unlocked(Path(config.run.dir))
-    _check(config, is_training=is_training)
+    _check(config, is_training=is_training, quiet=arguments.quiet)
     if arguments.dry_run:
         _describe(config, arguments.ranks or fewest_ranks)
         return 0
@@ -80,8 +81,10 @@ def _with_config(arguments: argparse.Namespace, stop: StopRequest, *, is_trainin
     return launch.run_ranks([*sys.argv[1:], *date_words(config)], launch.local_ranks(fewest_ranks))
 
 
-def _check(config: Config, *, is_training: bool) -> None:
+def _check(config: Config, *, is_training: bool, quiet: bool) -> None:
     """Everything that can be found wrong before a process is started."""
+    from checkpoint_convert.locate import checkpoint_kind
+    from megatron_dpop.tracking.disk import before, expected
     from megatron_dpop.tracking.run_folder import RunFolder
     from megatron_dpop.tracking.weights_and_biases import check_installed
     from megatron_dpop.training.identity import check_before_start
@@ -89,16 +92,22 @@ def _check(config: Config, *, is_training: bool) -> None:
 
     if is_training:
         check_installed(config.logging.wandb)
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, progress=not quiet)
     if is_training:
         RunFolder(settle_lengths(config, examples=len(inputs.train))).check()
         check_before_start(config, inputs)
+    if quiet:
+        return
     for dataset in (inputs.train, inputs.validation):
         for line in dataset.describe() if dataset else ():
             print(line, file=sys.stderr)
     if config.train.epochs is not None:
         steps = settle_lengths(config, examples=len(inputs.train)).train.steps
         print(f"train.epochs {config.train.epochs:g}: {steps} steps", file=sys.stderr)
+    if is_training:
+        converts = checkpoint_kind(inputs.model) == "huggingface"
+        need = expected(settle_lengths(config, examples=len(inputs.train)), inputs.architecture, converts=converts)
+        print(before(config, need), file=sys.stderr)
 
 
 def _describe(config: Config, ranks: int) -> None:
@@ -114,15 +123,15 @@ def _describe(config: Config, ranks: int) -> None:
     print(f"run.dir: {config.run.dir}")
 
 
-def _rank(config: Config, stop: StopRequest, *, is_training: bool) -> int:
+def _rank(config: Config, stop: StopRequest, *, is_training: bool, quiet: bool) -> int:
     rank = Rank.from_environment()
     check_ranks(rank.world_size, config.parallel.fewest_ranks)
     with sole_writer(Path(config.run.dir)) if rank.rank == 0 else nullcontext():
-        _work(config, stop, is_training=is_training)
+        _work(config, stop, is_training=is_training, quiet=quiet)
     return 0
 
 
-def _work(config: Config, stop: StopRequest, *, is_training: bool) -> None:
+def _work(config: Config, stop: StopRequest, *, is_training: bool, quiet: bool) -> None:
     from megatron_dpop.runtime import processes
 
     device = processes.initialize(config.parallel, seed=config.train.seed)
@@ -138,6 +147,6 @@ def _work(config: Config, stop: StopRequest, *, is_training: bool) -> None:
     if is_training:
         RunFolder(config).check()
         check_installed(config.logging.wandb)
-        train(config, inputs, device, stop)
+        train(config, inputs, device, stop, quiet=quiet)
     else:
-        compute_references(config, inputs, device, stop)
+        compute_references(config, inputs, device, stop, quiet=quiet)

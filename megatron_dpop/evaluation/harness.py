@@ -63,7 +63,9 @@ class Harness:
         return {name: self._evaluate(name, model, options, has_template=has_template) for name in self.names}
 
     def _evaluate(self, name: str, model: Any, options: Options, *, has_template: bool) -> dict[str, Any]:
-        from lm_eval import simple_evaluate
+        from lm_eval import evaluator, simple_evaluate
+
+        evaluator.get_git_commit_hash = lambda: None  # asks git of whatever folder one is in, and git may complain
 
         # The leaderboard applied no template; the local task's prompts are those that chat models were trained on.
         wanted = name == LOCAL if options.chat_template is None else options.chat_template
@@ -80,7 +82,9 @@ class Harness:
 
 def _load_model(subject: Subject, options: Options) -> Any:
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # of loading weights: it runs into the harness's own
     try:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.utils import simple_parse_args_string

@@ -134,6 +134,9 @@ class LocalRanks:
     def _start(self, local_rank: int) -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
+            # Bars of other libraries would run into ours; what is fetched was fetched before ranks are started.
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
             **self.placement.environment(local_rank),
             exits.WORDS_VARIABLE: str(self._words),
         }

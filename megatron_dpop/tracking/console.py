@@ -14,12 +14,19 @@ from rich.text import Text
 class Console:
     """Writes to standard error, so that standard output stays for results."""
 
-    def __init__(self, *, silent: bool) -> None:
+    def __init__(self, *, silent: bool, quiet: bool = False) -> None:
+        """`silent`: says nothing at all; `quiet`: only what goes wrong, and how it ended."""
         self.silent = silent
+        self.quiet = quiet
         self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
 
     def say(self, line: str) -> None:
+        if not self.quiet:
+            self.insist(line)
+
+    def insist(self, line: str) -> None:
+        """Says what a quiet run says too."""
         if not self.silent:
             self._rich.print(line, markup=False)
             sys.stderr.flush()
@@ -27,7 +34,7 @@ class Console:
     @contextmanager
     def progress(self, title: str, total: int, *, done: int = 0) -> Iterator["Bar"]:
         """A bar of `total` steps, or on a plain log a line each tenth of them."""
-        if self.silent or not self._rich.is_terminal:
+        if self.silent or self.quiet or not self._rich.is_terminal:
             yield Bar(self, title, total, done, None)
             return
         with BarAndNumbers(title, total, done, self._rich) as progress:

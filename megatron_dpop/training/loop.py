@@ -15,6 +15,7 @@ from megatron_dpop.engine.delayed_scales import warm_scales
 from megatron_dpop.health import Alert
 from megatron_dpop.runtime.beats import step_took
 from megatron_dpop.runtime.stop import StoppedError, UnhealthyError
+from megatron_dpop.tracking.outcome import validation_line
 from megatron_dpop.tracking.recorder import Recorder
 from megatron_dpop.tracking.weights_and_biases import WandbRun
 from megatron_dpop.training.best import Best
@@ -107,6 +108,7 @@ class Loop:
         progress = step / self.config.train.steps
         validated = validate(held_out.data, held_out.metrics, step, progress=progress, policy_is_reference=same)
         torch.cuda.empty_cache()  # as after the reference pass
+        self.console.say(validation_line(step, validated))
         if self.best is not None:
             self.best.judge(step, validated)
         return validated
@@ -150,7 +152,7 @@ class Loop:
 
     def _handle(self, alerts: Sequence[Alert]) -> None:
         for alert in alerts:
-            self.console.say(f"health: {alert}")
+            self.console.insist(f"health: {alert}")
             if alert.rule in self.config.logging.stop_on:
                 self.stops_for = self.stops_for or alert
                 self.stop.is_unhealthy = True

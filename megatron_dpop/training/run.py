@@ -56,7 +56,9 @@ class Run:
         return StartingWeights(self.inputs.reference_model, digests, self.folder.initial, self.console.say)
 
 
-def build_run(config: Config, inputs: Inputs, device: torch.device, stop: StopRequest | None = None) -> Run:
+def build_run(
+    config: Config, inputs: Inputs, device: torch.device, stop: StopRequest | None = None, *, quiet: bool = False
+) -> Run:
     """Builds the model and the rows of its data. Raises UserError where training would not fit the GPUs' memory."""
     is_silent = dist.get_rank() != 0
     folder = RunFolder(config)
@@ -78,7 +80,7 @@ def build_run(config: Config, inputs: Inputs, device: torch.device, stop: StopRe
         inputs=inputs,
         stop=stop or StopRequest(),
         folder=folder,
-        console=Console(silent=is_silent),
+        console=Console(silent=is_silent, quiet=quiet),
         heartbeat=heartbeat,
         engine=engine,
         train=source(inputs.train, shuffle=True),

@@ -11,6 +11,7 @@ from megatron_dpop.config import Config
 from megatron_dpop.runtime import processes
 from megatron_dpop.runtime.peers import watching_peers
 from megatron_dpop.runtime.stop import StoppedError, StopRequest, UnhealthyError
+from megatron_dpop.tracking.outcome import outcome
 from megatron_dpop.training.export import export_model
 from megatron_dpop.training.inputs import Inputs
 from megatron_dpop.training.loop import Loop
@@ -19,9 +20,9 @@ from megatron_dpop.training.resuming import begin, keep_identity, load_policy
 from megatron_dpop.training.run import Run, build_run
 
 
-def train(config: Config, inputs: Inputs, device: torch.device, stop: StopRequest) -> None:
+def train(config: Config, inputs: Inputs, device: torch.device, stop: StopRequest, *, quiet: bool = False) -> None:
     """Trains, or goes on where a killed run stopped; every rank calls it. Raises StoppedError once `stop` was asked."""
-    run = build_run(config, inputs, device, stop)
+    run = build_run(config, inputs, device, stop, quiet=quiet)
     with record_outcome(run, lambda: f"trained {run.steps_taken} steps"):
         with watching_peers():
             train_steps(run)
@@ -29,11 +30,16 @@ def train(config: Config, inputs: Inputs, device: torch.device, stop: StopReques
         processes.shut_down()
         if rank == 0 and config.checkpoint.export_hf:  # the other ranks have left, and their memory is free
             export_model(run)
+    if not run.console.silent:
+        for line in outcome(run.folder):
+            run.console.insist(line)
 
 
-def compute_references(config: Config, inputs: Inputs, device: torch.device, stop: StopRequest) -> None:
+def compute_references(
+    config: Config, inputs: Inputs, device: torch.device, stop: StopRequest, *, quiet: bool = False
+) -> None:
     """Computes and caches reference log-probabilities only; every rank calls it. Raises StoppedError as `train`."""
-    run = build_run(config, inputs, device, stop)
+    run = build_run(config, inputs, device, stop, quiet=quiet)
     with record_outcome(run, lambda: "computed the reference"):
         with watching_peers():
             keep_identity(run)
@@ -59,7 +65,7 @@ def record_outcome(run: Run, done: Callable[[], str]) -> Iterator[None]:
         yield
     except StoppedError as stopped:
         run.heartbeat.beat("stopped")
-        run.console.say(f"stopped {stopped}; the same command goes on from there")
+        run.console.insist(f"stopped {stopped}; the same command goes on from there")
         if dist.is_initialized():
             dist.barrier()
             processes.shut_down()
@@ -73,4 +79,4 @@ def record_outcome(run: Run, done: Callable[[], str]) -> Iterator[None]:
         run.heartbeat.beat("failed", error=str(error))
         raise
     run.heartbeat.beat("finished")
-    run.console.say(f"finished: {done()}; see {run.folder.path}")
+    run.console.insist(f"finished: {done()}; see {run.folder.path}")

@@ -1,0 +1,83 @@
+"""`megatron-dpop clean`: removes what runs that have ended, and caches, can do without."""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dpop_base.errors import UserError
+
+DAY_SECONDS = 24 * 3600
+
+
+def register(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "clean",
+        help="remove old checkpoints and caches",
+        description="Removes a run's older checkpoints, but for the newest and the best, and its starting weights as "
+        "converted (initial/), which are made anew if they are ever needed. Exports, metrics and reference stay, and a "
+        "run can still go on. With --caches, tokens that no run has read for a while.",
+        epilog="example: megatron-dpop clean runs/dpo runs/dpop --dry-run",
+    )
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--keep", type=int, default=1, metavar="N", help="newest checkpoints that stay (default 1)")
+    parser.add_argument("--caches", action="store_true", help="cached tokens too, that were not read for --days")
+    parser.add_argument("--days", type=float, default=30, metavar="N", help="see --caches (default 30)")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed, and its size")
+    parser.set_defaults(run=_clean)
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    from megatron_dpop.tracking.disk import in_units, size_of
+
+    if arguments.keep < 1 or arguments.days < 0:
+        raise UserError("clean: --keep counts checkpoints from 1, --days from 0")
+    if not arguments.runs and not arguments.caches:
+        raise UserError("clean: nothing is named; give runs' folders, or --caches")
+    found = [path for run in arguments.runs for path in _of_run(run, arguments.keep)]
+    if arguments.caches:
+        found += _old_tokens(arguments.days)
+    total = 0
+    for path in found:
+        size = size_of(path)
+        total += size
+        print(f"{in_units(size):>8}  {path}")
+        if not arguments.dry_run:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    print(f"{in_units(total):>8}  {'would be removed' if arguments.dry_run else 'removed'}")
+    return 0
+
+
+def _of_run(run: Path, keep: int) -> Iterator[Path]:
+    from megatron_dpop.runtime.folder_lock import check_unlocked
+    from megatron_dpop.tracking.disk import removable
+
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: not a run (it has no config.yaml); give a run's folder")
+    check_unlocked(run)
+    yield from removable(run, keep=keep, best=_best(run))
+
+
+def _best(run: Path) -> int | None:
+    """The step of the best checkpoint, where the run has one. Raises UserError where its record cannot be read."""
+    record = run / "best.json"
+    try:
+        return int(json.loads(record.read_bytes())["step"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{record}: not readable; restore it, or delete it to give up the best checkpoint") from None
+
+
+def _old_tokens(days: float) -> Iterator[Path]:
+    from megatron_dpop.training.inputs import token_cache
+
+    cache = token_cache()
+    before = time.time() - days * DAY_SECONDS
+    for path in sorted(cache.iterdir()) if cache.is_dir() else ():
+        status = path.lstat()
+        if max(status.st_atime, status.st_mtime) < before:
+            yield path
