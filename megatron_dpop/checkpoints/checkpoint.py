@@ -17,13 +17,14 @@ from dpop_base.checkpoint_names import HEAD_COLUMNS, HEAD_ROWS, iteration_name
 from dpop_base.errors import UserError, first_line
 from megatron_dpop.checkpoints import restricted
 from megatron_dpop.engine.engine import Engine
-from megatron_dpop.engine.optimizer import loading, without_classes
+from megatron_dpop.engine.optimizer import by_part, loading, without_classes
 from megatron_dpop.models.lora import is_adapter
 
 # Content metadata of what we write: optimizer state in the parameters' own shapes loads at any layout.
 CONTENT = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "distrib_optim_fully_reshardable_mem_efficient": True,
+    "chained_optim_avoid_prefix": True,  # experts' optimizer is one of its own at some layouts only
 }
 
 
@@ -54,9 +55,10 @@ def resume(engine: Engine, folder: Path, iteration: int) -> None:
     """Restores exactly what `megatron_dpop.checkpoints.saving` saved; at another layout too."""
     with loading(engine.optimizer):
         saved = folder / iteration_name(iteration)
-        loaded = _load(run_state(engine, iteration, loaded_from=saved), saved, common=True)
+        asked = run_state(engine, iteration, loaded_from=saved)
+        loaded = _load(asked, saved, common=True)
         _fill(engine.modules, loaded)
-        engine.optimizer.load_state_dict(loaded["optimizer"])
+        engine.optimizer.load_state_dict(by_part(asked["optimizer"], loaded["optimizer"]))
     engine.scheduler.step(increment=iteration)
 
 

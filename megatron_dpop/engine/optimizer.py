@@ -139,3 +139,25 @@ def without_classes(state: dict[Any, Any]) -> dict[Any, Any]:
             {key: value for key, value in group.items() if not isinstance(value, type)} for group in groups
         ]
     return kept
+
+
+def by_part(own: dict[Any, Any], loaded: dict[Any, Any]) -> dict[Any, Any]:
+    """What was loaded, in the parts that this layout's optimizer has.
+
+    Megatron-Core gives experts an optimizer of their own where ranks hold different ones, and numbers the two;
+    elsewhere there is one, without a number. `own` is the state that was asked for: tensors come back at its places,
+    but parameter groups at those of the run that saved them. Of these the step count alone is a run's; the rest is
+    config.
+    """
+    parts = [key for key in own if isinstance(key, int)]
+    if parts == [key for key in loaded if isinstance(key, int)] and ("optimizer" in own) == ("optimizer" in loaded):
+        return loaded
+    stored = [loaded, *(part for part in loaded.values() if isinstance(part, dict))]
+    step = next(part["optimizer"]["param_groups"][0]["step"] for part in stored if "optimizer" in part)
+
+    def settled(own_part: dict[Any, Any], loaded_part: dict[Any, Any]) -> dict[Any, Any]:
+        groups = [{**group, "step": step} for group in own_part["optimizer"]["param_groups"]]
+        optimizer = {**own_part["optimizer"], "param_groups": groups}
+        return {**own_part, "optimizer": optimizer, "param_state": loaded_part["param_state"]}
+
+    return {key: settled(own[key], loaded[key]) for key in parts} if parts else settled(own, loaded)

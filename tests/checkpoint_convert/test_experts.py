@@ -1,12 +1,13 @@
 """Mixtures of experts: both of transformers' forms, what Megatron stores, and what has no place in either."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedConfig, Qwen2MoeConfig, Qwen3MoeConfig
 
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
@@ -14,7 +15,7 @@ from checkpoint_convert.tensors.torch_dist import read_metadata
 from checkpoint_convert.verify import verify
 from dpop_base.architectures import read_architecture
 from dpop_base.errors import UserError
-from tests.checkpoint_convert.models import save_small
+from tests.checkpoint_convert.models import SMALL, fill, save_small
 
 MIXTURES = ["qwen3-moe", "qwen3-moe-dense-between", "qwen2-moe", "mixtral"]
 
@@ -76,6 +77,55 @@ def test_fused_experts_of_another_shape_are_named(tmp_path: Path) -> None:
     save_file(tensors, fused / "model.safetensors")
     with pytest.raises(UserError, match=r"holds model\.layers\.1\.mlp\.experts\.down_proj"):
         hf_to_megatron(fused, tmp_path / "megatron", progress=False)
+
+
+def drawn_config(seed: int) -> PreTrainedConfig:
+    """A mixture of a random shape: experts, what each token gets of them, a shared one, dense layers between."""
+    draw = random.Random(seed)
+    heads, kv_heads = draw.choice([(4, 2), (4, 4), (2, 1), (6, 3)])
+    layers, experts = draw.randint(1, 5), draw.randint(2, 9)
+    shape = {
+        **SMALL,
+        "hidden_size": heads * draw.choice([8, 16]),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": draw.choice([24, 56]),
+        "vocab_size": draw.randint(50, 300),
+        "tie_word_embeddings": draw.random() < 0.3,
+        "num_experts_per_tok": draw.randint(2, experts),
+    }
+    family = draw.choice(["mixtral", "qwen2_moe", "qwen3_moe"])
+    if family == "mixtral":
+        return MixtralConfig(**shape, num_local_experts=experts)
+    shape |= {
+        "num_experts": experts,
+        "moe_intermediate_size": draw.choice([8, 20, 36]),
+        "norm_topk_prob": draw.random() < 0.5,
+        "decoder_sparse_step": draw.randint(1, 2) if layers > 1 else 1,
+        "mlp_only_layers": [0] if layers > 2 and draw.random() < 0.5 else [],
+    }
+    if family == "qwen3_moe":
+        return Qwen3MoeConfig(**shape, head_dim=draw.choice([8, 24]))
+    return Qwen2MoeConfig(**shape, shared_expert_intermediate_size=draw.choice([12, 40]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_mixtures_of_any_shape_come_back_to_the_bit(seed: int, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(drawn_config(seed))
+    fill(dict(model.named_parameters()), seed)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "hf")
+    small = load_file(tmp_path / "hf" / "model.safetensors")
+    hf_to_megatron(tmp_path / "hf", tmp_path / "megatron", progress=False)
+    assert verify(tmp_path / "hf", tmp_path / "megatron", progress=False).equal
+    megatron_to_hf(tmp_path / "megatron", tmp_path / "back", progress=False)
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert back.keys() == small.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in small.items())
+    again = tmp_path / "again"
+    hf_to_megatron(tmp_path / "back", again, progress=False)
+    assert verify(tmp_path / "megatron", again, progress=False).equal
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,27 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.checkpoint_convert.models import save_small
 from tests.distributed import leave_model_parallel, run_ranks
-from tests.tiny import write_config, write_model, write_pairs
+from tests.tiny import write_config, write_model, write_pairs, write_tokenizer
 
 LAYERS = 4
 PAIRS = 12
 # What stands in for Transformer Engine's norm on the CPU makes a tensor of its own.
 WAITS = {"tolist": 1, "item": 1, "__float__": 1, "tensor(device=)": 1}
+COLLECTIVES_OF_EXPERTS = {
+    # Of a layer: tokens to their experts, their shares of these, what comes back; the same backward.
+    "alltoall_base_": 6 * LAYERS,
+    "_allgather_base_": LAYERS,  # of how many tokens each expert is sent
+    "allreduce_": 2,  # as on one rank
+    "reduce_scatter_tensor_coalesced_": 1,  # of what both ranks hold, which experts are not
+    # Weights, once for the experts' optimizer and once for the other: Megatron-Core does so where it does not overlap.
+    "allgather_into_tensor_coalesced_": 2,
+}
+# Megatron-Core's dispatcher asks how many tokens go where; sequential experts, which GPUs do not use, ask once more.
+WAITS_OF_EXPERTS = {**WAITS, "tolist": 1 + 13 * LAYERS, "to(device)": LAYERS}
 
 
 @dataclass(frozen=True)
@@ -92,13 +105,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("counts")
     write_model(folder / "model", dtype="bfloat16", num_hidden_layers=LAYERS)
     write_pairs(folder / "pairs.jsonl", PAIRS)
+    save_small("qwen3-moe", folder / "experts", torch.bfloat16)
+    write_tokenizer(folder / "experts")
     return folder
 
 
-def _tree(world: Path, run: str, **sections: object) -> dict:
+def _tree(world: Path, run: str, *, model: str = "model", **sections: object) -> dict:
     return write_config(
         world,
-        world / "model",
+        world / model,
         precision={"params": "bf16"},
         train={"steps": 3, "global_batch_pairs": PAIRS},
         run={"dir": str(world / run)},
@@ -149,6 +164,14 @@ def test_collectives_of_tensor_parallelism(tensor: Counts) -> None:
         "allgather_": 1,  # of the log-probabilities' statistics
         "allreduce_": 3,  # as on one rank, and the norms' gradients
     }
+
+
+@pytest.mark.slow
+def test_collectives_and_waits_of_experts_over_two_ranks(world: Path) -> None:
+    """Two replicas that share each layer's experts. Every layer of the model is a mixture."""
+    counts = run_ranks(count_steps, 2, [_tree(world, "expert", model="experts", parallel={"expert": 2})])[0][0]
+    assert counts.collectives == COLLECTIVES_OF_EXPERTS
+    assert counts.waits == WAITS_OF_EXPERTS
 
 
 def test_the_host_waits_where_it_must(alone: dict[str, Counts]) -> None:
