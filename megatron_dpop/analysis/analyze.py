@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
+from megatron_dpop.analysis.displacement import Displacement, displacement, rank_correlation
 from megatron_dpop.analysis.request import Request
 from megatron_dpop.analysis.spans import (
     OFFSETS,
@@ -19,7 +22,7 @@ from megatron_dpop.analysis.spans import (
     share_below,
     summarise,
 )
-from megatron_dpop.analysis.token_logps import token_logps
+from megatron_dpop.analysis.token_logps import load_weights, token_logps
 from megatron_dpop.engine.batches import RowSource
 from megatron_dpop.engine.engine import build_model_engine
 from megatron_dpop.tracking.console import Console
@@ -40,11 +43,27 @@ class Analysis:
     pairs: Sequence[PairTokens]
     models: Sequence[ModelResult]
     has_reference: bool  # the first of them
+    ches: Displacement | None = None  # of each pair, by the reference; None without one, or with nothing to compare
 
     def minus_reference(self, model: ModelResult, side: str, span: str) -> float | None:
         """Mean log-probability a token, less the reference's: nats. None without a reference, or such tokens."""
         ours, base = (one.sides[side].spans[span].value for one in (model, self.models[0]))
         return None if ours is None or base is None or not self.has_reference else ours - base
+
+    def chosen_change(self, model: ModelResult) -> NDArray[np.float64]:
+        """Each pair's chosen log-probability, summed over its tokens, less the reference's: nats [pairs]."""
+        ours, base = (
+            np.array([pair.chosen.sum(dtype=np.float64) for pair in one.logps]) for one in (model, self.models[0])
+        )
+        return ours - base
+
+    def ches_correlation(self, model: ModelResult) -> dict[str, float | None] | None:
+        """Rank correlation of the pairs' CHES, and of CHES a token, with what became of their chosen answers."""
+        if self.ches is None or model is self.models[0]:
+            return None
+        change = self.chosen_change(model)
+        found = {name: rank_correlation(values, change) for name, values in asdict(self.ches).items()}
+        return {name: None if np.isnan(value) else value for name, value in found.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what JSON takes: means in nats, `count` what they are taken over."""
@@ -61,6 +80,7 @@ class Analysis:
                         side: {span: self.minus_reference(model, side, span) for span in SPANS} for side in SIDES
                     },
                     "chosen_fell_after_edit": None if model.fell is None else model.fell.value,
+                    "ches_rank_correlation": self.ches_correlation(model),
                 }
                 for model in self.models
             ],
@@ -77,12 +97,17 @@ def analyze(request: Request, device: torch.device) -> Analysis:
         pairs.append(PairTokens(example.prompt, chosen, rejected, example.common_prefix_tokens))
     console = Console(silent=dist.get_rank() != 0)
     models: list[ModelResult] = []
+    ches = None
     for model in request.models:
+        load_weights(engine, model.folder)
         with console.progress(model.name, validation_steps(source)) as bar:
-            logps = token_logps(engine, source, model.folder, bar.update)
+            logps = token_logps(engine, source, bar.update)
+        if not models and request.has_reference and len(request.models) > 1:
+            with console.progress(f"{model.name}, hidden states", validation_steps(source)) as bar:
+                ches = displacement(engine, source, bar.update)
         base = models[0].logps if models and request.has_reference else None
         models.append(_result(model.name, str(model.folder), logps, pairs, base))
-    return Analysis(pairs, models, request.has_reference)
+    return Analysis(pairs, models, request.has_reference, ches)
 
 
 def _result(

@@ -1,4 +1,4 @@
-"""A line chart as SVG that takes its colours from the page's style sheet, so that it is right in light and dark."""
+"""A chart of lines or dots as SVG; its colours are the page's style sheet's, so that it is right in light and dark."""
 
 import math
 from collections.abc import Sequence
@@ -20,8 +20,11 @@ class Line:
     points: Sequence[tuple[float, float]]
 
 
-def line_chart(lines: Sequence[Line], *, label: str, x_title: str) -> str:
-    """`label` says in words what the chart shows, for who cannot see it. Zero lies on both axes."""
+def line_chart(lines: Sequence[Line], *, label: str, x_title: str, has_dots: bool = False) -> str:
+    """`label` says in words what the chart shows, for who cannot see it. Zero lies on both axes.
+
+    `has_dots`: the points by themselves, which no line joins.
+    """
     ys = [y for line in lines for _, y in line.points]
     xs = [x for line in lines for x, _ in line.points]
     ticks_x, ticks_y = ticks(min(xs, default=0), max(xs, default=1)), ticks(min(ys, default=0), max(ys, default=1))
@@ -49,10 +52,11 @@ def line_chart(lines: Sequence[Line], *, label: str, x_title: str) -> str:
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_title)}</text>'
     )
     for line in lines:
-        path = "L".join(f"{across(x):.1f} {down(y):.1f}" for x, y in line.points)
-        if path:
+        places = [f"{across(x):.1f} {down(y):.1f}" for x, y in line.points]
+        if places:
+            kind, path = ("dots", "h0M".join([*places, ""])[:-1]) if has_dots else ("line", "L".join(places))
             title = f"<title>{escape(line.name)}</title>"
-            parts.append(f'<path class="line" style="--series: {line.colour}" d="M{path}">{title}</path>')
+            parts.append(f'<path class="{kind}" style="--series: {line.colour}" d="M{path}">{title}</path>')
     return "".join([*parts, "</svg>"])
 
 

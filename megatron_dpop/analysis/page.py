@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from megatron_dpop.analysis.analyze import Analysis, ModelResult
 from megatron_dpop.analysis.line_chart import Line, line_chart
 from megatron_dpop.analysis.spans import OFFSETS, SIDES
-from megatron_dpop.analysis.tables import differences, means, nats
+from megatron_dpop.analysis.tables import differences, displacements, means, nats
 from megatron_dpop.data.templates import PLAIN
 from megatron_dpop.data.tokenizer import TextTokenizer, load_tokenizer
 from megatron_dpop.pages import colour, render_page, write_page
 
 HERE = Path(__file__).parent
 FEWEST_COMPLETIONS = 3  # that a point of a curve is the mean of
+MOST_DOTS = 1000  # of a model
 FULL_COLOUR_GAP = 3.0  # nats from the reference at which a token has its full colour
 FULL_COLOUR_LOGP = 8.0  # nats below certainty, for the reference itself
 
@@ -56,6 +57,8 @@ def write_analysis(analysis: Analysis, tokenizer: Path, output: Path, *, samples
         pairs=len(analysis.pairs),
         tables=[table for table in (differences(analysis), means(analysis)) if table is not None],
         charts=[_chart(analysis, side) for side in SIDES],
+        displacements=displacements(analysis),
+        displacement_chart=_displacement_chart(analysis),
         samples=[_sample(analysis, at, words) for at in shown],
         has_reference=analysis.has_reference,
         full_gap=f"{FULL_COLOUR_GAP:g}",
@@ -83,6 +86,23 @@ def _chart(analysis: Analysis, side: str) -> dict[str, str]:
         "title": title,
         "svg": line_chart(lines, label=f"{title}, by position", x_title="tokens from the first differing one"),
     }
+
+
+def _displacement_chart(analysis: Analysis) -> dict[str, str] | None:
+    """What became of each pair's chosen answer, by its CHES; None where nothing was compared."""
+    if analysis.ches is None:
+        return None
+    scores = analysis.ches.ches_per_token.tolist()[:MOST_DOTS]
+    clouds = [
+        Line(model.name, colour(at), list(zip(scores, analysis.chosen_change(model).tolist(), strict=False)))
+        for at, model in enumerate(analysis.models)
+        if at > 0
+    ]
+    title = "Chosen log-probability minus the reference's, a dot for each pair"
+    if len(analysis.pairs) > MOST_DOTS:
+        title += f" (the first {MOST_DOTS})"
+    svg = line_chart(clouds, label=f"{title}, by its score", x_title="CHES a token, by the reference", has_dots=True)
+    return {"title": title, "svg": svg}
 
 
 def _sample(analysis: Analysis, at: int, tokenizer: TextTokenizer) -> Sample:

@@ -77,10 +77,7 @@ def read_request(
         named.insert(0, (REFERENCE, base))
     models, architecture = _read_models(named)
     config = _config(found[0], models[-1].folder, pairs, architecture, overrides, has_layout=has_layout)
-    layout = ModelLayout.of(config.parallel)
-    check_layout(architecture, layout)
-    check_row_tokens(config.data.row_tokens, layout)
-    check_precision(config, architecture, layout, gpu=on_gpu())
+    check_config(config, architecture)
     tokenizer = tokenizer_folder(config, Path(config.model.path))
     dataset = read_data(config, config.data.train, build_loss(config.loss), tokenizer, progress=progress)
     return Request(
@@ -91,6 +88,14 @@ def read_request(
         pairs=dataset,
         tokenizer=tokenizer,
     )
+
+
+def check_config(config: Config, architecture: Architecture) -> None:
+    """Raises UserError where the layout or the precision does not fit the model."""
+    layout = ModelLayout.of(config.parallel)
+    check_layout(architecture, layout)
+    check_row_tokens(config.data.row_tokens, layout)
+    check_precision(config, architecture, layout, gpu=on_gpu())
 
 
 def _read_subject(path: Path) -> _Subject:

@@ -47,6 +47,21 @@ def differences(analysis: Analysis) -> Table | None:
     return Table(columns, rows, corner="minus reference", caption=caption)
 
 
+def displacements(analysis: Analysis) -> Table | None:
+    """Rank correlation of pairs' CHES with what became of their chosen answers; None where nothing was compared."""
+    if analysis.ches is None:
+        return None
+    rows = []
+    for index, model in enumerate(analysis.models[1:], start=1):
+        found = analysis.ches_correlation(model) or {}
+        rows.append(TableRow(model.name, [nats(value, signed=True) for value in found.values()], run=index))
+    caption = (
+        "Rank correlation (Spearman's) of a pair's score, by the reference's hidden states, with its chosen answer's "
+        "log-probability minus the reference's. Below zero: pairs with high scores lost more."
+    )
+    return Table(["CHES", "CHES a token"], rows, corner="rank correlation", caption=caption)
+
+
 def terminal_table(analysis: Analysis) -> TerminalTable:
     """A line for each model's chosen and rejected completions, narrow enough for 80 columns."""
     table = TerminalTable("model", "completions", title="mean log-probability a token, nats")
@@ -62,4 +77,10 @@ def terminal_table(analysis: Analysis) -> TerminalTable:
             table.add_row(model.name if side == SIDES[0] else "", side, *cells)
     if analysis.has_reference:
         table.caption = "in brackets: minus the reference's"
+    for model in analysis.models[1:] if analysis.ches is not None else ():
+        found = (analysis.ches_correlation(model) or {}).get("ches_per_token")
+        table.caption = (
+            f"{table.caption}\n{model.name}: rank correlation of CHES a token with the chosen answers' change "
+            f"{nats(found, signed=True)}"
+        )
     return table

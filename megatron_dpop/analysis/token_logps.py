@@ -21,15 +21,17 @@ from megatron_dpop.runtime.processes import first_rank_only
 from megatron_dpop.training.validation import validation_steps
 
 
-def token_logps(
-    engine: ModelEngine, source: RowSource, model: Path, progress: Callable[[int], None]
-) -> list[PairLogps]:
-    """Scores each pair of the source by the weights in `model` (of either kind). Every rank calls it and has all.
-
-    The source is one pass over its pairs in their order. Raises UserError where the weights cannot be read.
-    """
+def load_weights(engine: ModelEngine, model: Path) -> None:
+    """Fills the engine with the weights in `model`, of either kind. Raises UserError where they cannot be read."""
     with _as_megatron(model) as folder:
         load_model(engine.modules, engine.architecture, folder)
+
+
+def token_logps(engine: ModelEngine, source: RowSource, progress: Callable[[int], None]) -> list[PairLogps]:
+    """Scores each pair of the source by the weights that the engine holds. Every rank calls it and has all.
+
+    The source is one pass over its pairs in their order.
+    """
     tokens = source.dataset.lengths().completion_tokens.astype(np.int64)  # [pairs, 2]
     starts = np.concatenate(([0], np.cumsum(tokens.ravel())))
     flat = torch.zeros(int(starts[-1]), dtype=torch.float32)

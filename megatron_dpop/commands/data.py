@@ -2,8 +2,9 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -12,11 +13,14 @@ from dpop_base.errors import UserError
 from megatron_dpop.commands import data_files
 from megatron_dpop.commands.source_options import add_source, add_tokenizer, source_of, tokenizer_of
 from megatron_dpop.data.inspection.render import print_report, warnings
-from megatron_dpop.data.inspection.report import inspect_file
+from megatron_dpop.data.inspection.report import inspect_file, percentiles
 from megatron_dpop.data.makers.gsm_symbolic import make_gsm_symbolic
 from megatron_dpop.data.makers.make import make_pairs
 from megatron_dpop.data.makers.pairs_file import datasheet_lines
 from megatron_dpop.data.rows import Location
+
+if TYPE_CHECKING:
+    from megatron_dpop.analysis.scored_pairs import Scored
 
 Subparsers = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _MAKERS: dict[str, dict[str, Any]] = {
@@ -137,12 +141,25 @@ def _register_inspect(verbs: Any) -> None:
     parser.add_argument("--kind", choices=EXAMPLE_KINDS, help="what the loss takes (default: what the file holds)")
     parser.add_argument("--samples", type=int, default=1, help="examples to show (default 1)")
     parser.add_argument("--json", action="store_true", help="prints one JSON object instead")
-    parser.set_defaults(run=_run_inspect)
+    parser.add_argument("--model", metavar="MODEL", help="scores pairs (CHES): a Hugging Face folder or a checkpoint")
+    parser.add_argument("--scores", type=Path, metavar="FILE", help="where a line a pair goes, for data filter")
+    parser.set_defaults(run=_run_inspect, takes_overrides=True)
 
 
 def _run_inspect(args: argparse.Namespace) -> int:
+    if args.model is not None:
+        from megatron_dpop.commands.scores import run_scores
+
+        return run_scores(args, _show_inspected)
+    if args.overrides or args.scores:
+        word = args.overrides[0] if args.overrides else "--scores"
+        raise UserError(f"data inspect: {word} has no effect without --model, whose layout such words set")
     if args.max_tokens is not None and args.tokenizer is None:
         raise UserError("data inspect: --max-tokens needs --tokenizer, which counts them")
+    return _show_inspected(args, None)
+
+
+def _show_inspected(args: argparse.Namespace, scored: "Scored | None") -> int:
     tokenizer = tokenizer_of(args)
     other = Location(args.other) if args.other else None
     if args.other_split:
@@ -156,6 +173,10 @@ def _run_inspect(args: argparse.Namespace) -> int:
         other=other,
         samples=args.samples,
     )
+    if scored is not None:
+        names = ("ches", "ches_per_token")
+        ches = {name: percentiles([getattr(score, name) for score in scored.scores]) for name in names}
+        report = replace(report, ches=ches, unscored=scored.too_long)
     if args.json:
         print(json.dumps({**report.to_json(), "warnings": warnings(report)}, indent=2, ensure_ascii=False))
     else:

@@ -10,7 +10,7 @@ from dpop_base.choices import EXAMPLE_KINDS
 from dpop_base.errors import UserError
 from megatron_dpop.commands.source_options import add_source, add_tokenizer, source_of, tokenizer_of
 from megatron_dpop.data.inspection.select import Selected, filter_rows, split_rows
-from megatron_dpop.data.inspection.where import NAMES, conditions_of
+from megatron_dpop.data.inspection.where import NAMES, Condition, conditions_of
 
 
 def register(verbs: Any) -> None:
@@ -59,7 +59,9 @@ def _register_filter(verbs: Any) -> None:
         epilog='example: megatron-dpop data filter pairs.jsonl --where "edit_distance < 0.2" --output near.jsonl',
     )
     add_source(parser)
-    parser.add_argument("--where", action="append", required=True, metavar="CONDITION", help="name, sign, number")
+    parser.add_argument("--where", action="append", default=[], metavar="CONDITION", help="name, sign, number")
+    parser.add_argument("--ches-below", type=float, metavar="LIMIT", help="short for: ches_per_token < LIMIT")
+    parser.add_argument("--scores", type=Path, metavar="FILE", help="scores that `data inspect --model` wrote")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON Lines: a name with .jsonl")
     add_tokenizer(parser, "counts tokens, for conditions on them")
     parser.add_argument("--kind", choices=EXAMPLE_KINDS, help="what the loss takes (default: what the file holds)")
@@ -67,13 +69,21 @@ def _register_filter(verbs: Any) -> None:
 
 
 def _run_filter(args: argparse.Namespace) -> int:
+    if args.ches_below is not None and not math.isfinite(args.ches_below):
+        raise UserError(f"--ches-below: {args.ches_below} is no limit; give a number")
+    conditions = conditions_of(args.where)
+    if args.ches_below is not None:
+        conditions.append(Condition("ches_per_token", "<", args.ches_below))
+    if not conditions:
+        raise UserError("data filter: no condition is given; add --where, such as --where 'edit_distance < 0.2'")
     selected = filter_rows(
         source_of(args),
         args.output,
-        conditions_of(args.where),
+        conditions,
         columns=args.columns,
         kind=args.kind,
         tokenizer=tokenizer_of(args),
+        scores=args.scores,
     )
     _say(selected)
     return 0

@@ -1,4 +1,4 @@
-"""From the last stage's hidden states to log-probabilities: one for a completion, or one for each of its tokens."""
+"""From the last stage's hidden states to log-probabilities, of completions or of their tokens, or to sums of states."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +59,19 @@ def score_tokens(*, context: Scores, **output: Any) -> Tensor:
         return members
     row = members.new_zeros(context.row_members).index_copy(0, context.member_place, members)
     return reduce_from_tensor_model_parallel_region(row, group=context.context_group)
+
+
+def score_states(*, hidden_states: Tensor, context: Scores, config: TransformerConfig, **_: Any) -> Tensor:
+    """Megatron's `output_processor`: each completion's sum of the hidden states at the places that predict its scored
+    tokens, fp32 [sequences, hidden].
+    """
+    if config.sequence_parallel:
+        hidden_states = gather_from_sequence_parallel_region(hidden_states, group=context.tensor_group)
+    members = hidden_states[:, 0].index_select(0, context.positions.index_select(0, context.member_score)).float()
+    sums = torch.segment_reduce(members, "sum", lengths=context.sequence_lengths, axis=0, unsafe=True)
+    if context.context_group.size() == 1:
+        return sums
+    return reduce_from_tensor_model_parallel_region(sums, group=context.context_group)
 
 
 def _member_logps(

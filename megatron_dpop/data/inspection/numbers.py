@@ -34,6 +34,10 @@ OF_PAIRS_WITH_TOKENIZER = {
     "rejected_tokens": "tokens of the rejected one",
     "token_hamming": "as hamming, in tokens",
 }
+OF_PAIRS_WITH_SCORES = {
+    "ches": "similarity of both answers' hidden states, which foretells that the chosen one loses probability too",
+    "ches_per_token": "the same of means over the answers' tokens",
+}
 
 
 def numbers_of(record: Record, tokens: TokenizedRecord | None, wanted: Sequence[str]) -> dict[str, float]:

@@ -24,6 +24,8 @@ def print_report(report: DataReport, console: Console, tokenizer: TextTokenizer 
     console.print(_summary(report))
     if report.lengths:
         console.print(_lengths(report))
+    if report.ches:
+        console.print(_ches(report))
     for line in warnings(report):
         console.print(Text(f"warning: {line}", style="bold yellow"))
     for record in report.samples:
@@ -114,6 +116,19 @@ def _lengths(report: DataReport) -> Table:
         table.add_column(point, justify="right")
     for name, values in report.lengths.items():
         table.add_row(name, *(str(values[point]) for point in points))
+    return table
+
+
+def _ches(report: DataReport) -> Table:
+    points = list(next(iter(report.ches.values())))
+    table = Table(title="similarity of both answers' hidden states (CHES)", title_justify="left")
+    table.add_column("score")
+    for point in points:
+        table.add_column(point, justify="right")
+    for name, values in report.ches.items():
+        table.add_row(name, *(f"{values[point]:.4g}" for point in points))
+    if report.unscored:
+        table.caption = f"without the {report.unscored} pairs that are too long"
     return table
 
 

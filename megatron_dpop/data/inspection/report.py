@@ -61,6 +61,8 @@ class DataReport:
     prompts_in_other: int | None
     other: str | None
     samples: list[Record] = field(repr=False, default_factory=list)
+    ches: dict[str, dict[str, float]] = field(default_factory=dict)  # of pairs, where a model scored them: percentiles
+    unscored: int = 0  # pairs that were too long for it
 
     def to_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "samples"}
@@ -248,9 +250,15 @@ def prompt_hash(prompt: Prompt) -> bytes:
     return hashlib.sha256(readable(prompt).strip().encode()).digest()[:16]
 
 
+_POINTS = {"min": 0, "p5": 5, "p50": 50, "p95": 95, "p99": 99, "max": 100}
+
+
 def _percentiles(values: list[int]) -> dict[str, int]:
-    points = {"min": 0, "p5": 5, "p50": 50, "p95": 95, "p99": 99, "max": 100}
-    return {name: int(np.percentile(values, point)) for name, point in points.items()}
+    return {name: int(np.percentile(values, point)) for name, point in _POINTS.items()}
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    return {name: float(np.percentile(values, point)) for name, point in _POINTS.items()}
 
 
 def _distances(values: list[float]) -> dict[str, float]:

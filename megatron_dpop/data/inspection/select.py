@@ -28,7 +28,8 @@ from ..tokenizer import TextTokenizer
 from .balance import Directions
 from .numbers import numbers_of
 from .report import prompt_hash
-from .where import NEED_PAIRS, NEED_TOKENIZER, Condition
+from .scores import read_scores, record_key
+from .where import NEED_PAIRS, NEED_SCORES, NEED_TOKENIZER, Condition
 
 Columns = dict[str, Any]
 _BATCH = 512
@@ -50,16 +51,21 @@ def filter_rows(
     columns: Mapping[str, str] | None = None,
     kind: ExampleKind | None = None,
     tokenizer: TextTokenizer | None = None,
+    scores: Path | None = None,
     progress: bool = True,
 ) -> Selected:
-    """Writes the rows all of whose examples fulfil all conditions, as JSON Lines; UserError where none is left."""
+    """Writes the rows all of whose examples fulfil all conditions, as JSON Lines; UserError where none is left.
+
+    `scores`: the file of a model's scores, where a condition is on them.
+    """
     _check_suffix(output)
     reading = open_source(source, columns)
     form = reading.layout.form
     used: ExampleKind = kind or ("pair" if form.kind in ("pair", "ranked") else form.kind)  # type: ignore[assignment]
     if not can_be(form.kind, used):
         raise UserError(f"{source}: holds {form.name}, of which no {used} data can be made")
-    _check_names(source, conditions, used, tokenizer)
+    _check_names(source, conditions, used, tokenizer, scores)
+    scored = read_scores(scores) if scores is not None else None
     plain = tokenizer is not None and tokenizer.is_plain
     names = [condition.name for condition in conditions]
     directions, seen = Directions(), set[bytes]()
@@ -75,7 +81,9 @@ def filter_rows(
             tokens = _tokens(examples, tokenizer)
             for (where, row, records), records_used, tokens_used in zip(batch, examples, tokens, strict=True):
                 numbers = [
-                    example if isinstance(example, BadRowError) else _numbers(record, example, names, directions, seen)
+                    example
+                    if isinstance(example, BadRowError)
+                    else _numbers(record, example, names, directions, seen, scored)
                     for record, example in zip(records_used, tokens_used, strict=True)
                 ]
                 reason = _reason(records if isinstance(records, BadRowError) else None, numbers, conditions)
@@ -91,11 +99,17 @@ def filter_rows(
 
 
 def _check_names(
-    source: Location, conditions: Sequence[Condition], kind: ExampleKind, tokenizer: TextTokenizer | None
+    source: Location,
+    conditions: Sequence[Condition],
+    kind: ExampleKind,
+    tokenizer: TextTokenizer | None,
+    scores: Path | None,
 ) -> None:
     for condition in conditions:
         if condition.name in NEED_TOKENIZER and tokenizer is None:
             raise UserError(f"--where: {condition.name} needs --tokenizer, which counts tokens")
+        if condition.name in NEED_SCORES and scores is None:
+            raise UserError(f"--where: {condition.name} needs --scores, the file that `data inspect --scores` wrote")
         if condition.name in NEED_PAIRS and kind != "pair":
             raise UserError(f"--where: {condition.name} is a number of pairs; {source} is read as {kind} data")
 
@@ -112,10 +126,18 @@ def _tokens(examples: Sequence[list[Record]], tokenizer: TextTokenizer | None) -
 
 
 def _numbers(
-    record: Record, tokens: TokenizedRecord | None, names: Sequence[str], directions: Directions, seen: set[bytes]
-) -> dict[str, float]:
-    numbers, prompt = numbers_of(record, tokens, names), prompt_hash(record.prompt)
-    key = hashlib.sha256(prompt + repr(record.completions).encode("utf-8", "replace")).digest()[:16]
+    record: Record,
+    tokens: TokenizedRecord | None,
+    names: Sequence[str],
+    directions: Directions,
+    seen: set[bytes],
+    scored: Mapping[bytes, Mapping[str, float]] | None,
+) -> dict[str, float] | BadRowError:
+    numbers, prompt, key = numbers_of(record, tokens, names), prompt_hash(record.prompt), record_key(record)
+    if scored is not None:
+        if key not in scored:
+            return BadRowError("has no score in the file of --scores")
+        numbers |= scored[key]
     numbers |= {"duplicate": float(key in seen), "contradicts": float(directions.contradicts(record, prompt))}
     seen.add(key)
     return numbers

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 from dpop_base.errors import UserError
 
-from .numbers import OF_EVERY_EXAMPLE, OF_PAIRS, OF_PAIRS_WITH_TOKENIZER, WITH_TOKENIZER
+from .numbers import (
+    OF_EVERY_EXAMPLE,
+    OF_PAIRS,
+    OF_PAIRS_WITH_SCORES,
+    OF_PAIRS_WITH_TOKENIZER,
+    WITH_TOKENIZER,
+)
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -19,9 +25,10 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
 }
 _CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|==|!=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
-NAMES = {**OF_EVERY_EXAMPLE, **OF_PAIRS, **WITH_TOKENIZER, **OF_PAIRS_WITH_TOKENIZER}
+NAMES = {**OF_EVERY_EXAMPLE, **OF_PAIRS, **WITH_TOKENIZER, **OF_PAIRS_WITH_TOKENIZER, **OF_PAIRS_WITH_SCORES}
 NEED_TOKENIZER = WITH_TOKENIZER.keys() | OF_PAIRS_WITH_TOKENIZER.keys()
-NEED_PAIRS = OF_PAIRS.keys() | OF_PAIRS_WITH_TOKENIZER.keys()
+NEED_SCORES = OF_PAIRS_WITH_SCORES.keys()
+NEED_PAIRS = OF_PAIRS.keys() | OF_PAIRS_WITH_TOKENIZER.keys() | NEED_SCORES
 
 
 @dataclass(frozen=True)

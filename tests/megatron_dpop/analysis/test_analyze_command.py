@@ -39,9 +39,13 @@ def test_megatron_checkpoint_against_hugging_face_folder_on_a_page(world: Path) 
     found = json.loads(done.stdout)
     assert [model["name"] for model in found["models"]] == ["reference", "megatron"]
     assert found["pairs"] == 4
+    assert found["models"][0]["ches_rank_correlation"] is None
+    assert found["models"][1]["ches_rank_correlation"].keys() == {"ches", "ches_per_token"}
     page = (world / "page.html").read_text()
     assert page.count('class="card sample"') == 4
     assert "megatron" in page
+    (dots,) = re.findall(r'class="dots"[^>]* d="([^"]*)"', page)
+    assert dots.count("M") == dots.count("h0") == 4
     assert not re.search(r"(src|href)=\"(?!data:)|@import|url\(", page), "the page needs something beside itself"
 
 
