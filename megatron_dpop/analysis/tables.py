@@ -79,8 +79,6 @@ def terminal_table(analysis: Analysis) -> TerminalTable:
         table.caption = "in brackets: minus the reference's"
     for model in analysis.models[1:] if analysis.ches is not None else ():
         found = (analysis.ches_correlation(model) or {}).get("ches_per_token")
-        table.caption = (
-            f"{table.caption}\n{model.name}: rank correlation of CHES a token with the chosen answers' change "
-            f"{nats(found, signed=True)}"
-        )
+        line = f"{model.name}: rank correlation of CHES and the chosen answers' change {nats(found, signed=True)}"
+        table.caption = f"{table.caption}\n{line}"
     return table

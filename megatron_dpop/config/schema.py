@@ -280,6 +280,8 @@ class LoggingConfig:
     every: Positive = 1
     tensorboard: bool = True
     wandb: Annotated[WandbConfig | None, BeforeValidator(_as_wandb)] = None  # a project's name, or these keys
+    samples: Natural = 0  # held-out prompts that each validation answers, by the most likely tokens; into samples.jsonl
+    sample_tokens: Positive = 64  # of such an answer at most; each costs a forward pass over the prompts
     stop_on: StopRules = ()  # rules of the health monitor that stop the run, or "any"; it always says what it sees
 
 

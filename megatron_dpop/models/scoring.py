@@ -1,4 +1,4 @@
-"""From the last stage's hidden states to log-probabilities, of completions or of their tokens, or to sums of states."""
+"""From the last stage's hidden states to log-probabilities, sums of states, or next tokens."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +72,38 @@ def score_states(*, hidden_states: Tensor, context: Scores, config: TransformerC
     if context.context_group.size() == 1:
         return sums
     return reduce_from_tensor_model_parallel_region(sums, group=context.context_group)
+
+
+def score_next_tokens(
+    *,
+    hidden_states: Tensor,
+    output_layer: ColumnParallelLinear,
+    output_weight: Tensor | None,
+    context: Scores,
+    config: TransformerConfig,
+    **_: Any,
+) -> Tensor:
+    """Megatron's `output_processor`: the most likely token at each member's place, fp32 [members of the row].
+
+    fp32 holds every id below 2^24.
+    """
+    weight = output_layer.weight if output_weight is None else output_weight
+    if config.sequence_parallel:
+        hidden_states = gather_from_sequence_parallel_region(hidden_states, group=context.tensor_group)
+    places = context.positions.index_select(0, context.member_score)
+    logits = torch.nn.functional.linear(hidden_states[:, 0].index_select(0, places), weight).float()
+    first = context.tensor_group.rank() * weight.shape[0]
+    logits[:, max(0, context.vocab_size - first) :] = -torch.inf  # padding of the vocabulary
+    best, token = logits.max(dim=-1)
+    mine = torch.stack((best, (token + first).float()))  # fp32 [2, members]
+    shards = [torch.empty_like(mine) for _ in range(context.tensor_group.size())]
+    torch.distributed.all_gather(shards, mine, group=context.tensor_group)
+    bests, tokens = torch.stack(shards).unbind(1)  # [ranks, members]
+    members = tokens.gather(0, bests.argmax(dim=0, keepdim=True))[0]
+    if context.context_group.size() == 1:
+        return members
+    row = members.new_zeros(context.row_members).index_copy(0, context.member_place, members)
+    return reduce_from_tensor_model_parallel_region(row, group=context.context_group)
 
 
 def _member_logps(

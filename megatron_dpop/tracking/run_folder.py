@@ -43,6 +43,7 @@ class RunFolder:
         self.initial = self.path / "initial"
         self.metrics = self.path / "metrics.jsonl"
         self.health = self.path / "health.jsonl"
+        self.samples = self.path / "samples.jsonl"
         self.hf = self.path / "hf"
         self.adapter = self.path / "adapter"
         self.rows_left_out = self.path / "rows_left_out.jsonl"

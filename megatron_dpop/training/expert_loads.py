@@ -7,11 +7,11 @@ from torch import Tensor
 
 from dpop_base.architectures import Architecture
 from dpop_base.metric_names import LOAD_BALANCE
-from megatron_dpop.engine.engine import Engine
+from megatron_dpop.engine.engine import ModelEngine
 from megatron_dpop.models.experts import Router
 
 
-def take_loads(engine: Engine) -> Tensor | None:
+def take_loads(engine: ModelEngine) -> Tensor | None:
     """fp64 [layers * experts]: this rank's tokens of each expert since the last call; None without experts.
 
     Every rank routes tokens of its own, so the sum over all ranks is that of the step.

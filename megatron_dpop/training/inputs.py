@@ -70,6 +70,8 @@ def read_inputs(config: Config, *, progress: bool = True) -> Inputs:
     validation = None
     if config.data.validation:
         validation = read_data(config, config.data.validation, loss, tokenizer, progress=progress)
+    if config.logging.samples and validation is None:
+        raise UserError("logging.samples: there is no validation; set data.validation, or leave it out")
     _check_best(config, loss, validation.source_names if validation else ())
     weights = _token_weights(config, loss, tokenizer, [train, *([validation] if validation else [])])
     return Inputs(model, architecture, loss, train, validation, reference, weights)

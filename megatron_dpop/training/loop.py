@@ -22,6 +22,7 @@ from megatron_dpop.training.best import Best
 from megatron_dpop.training.metrics import StepMetrics
 from megatron_dpop.training.reruns import Reruns
 from megatron_dpop.training.run import Run
+from megatron_dpop.training.samples import Samples
 from megatron_dpop.training.step import train_step
 from megatron_dpop.training.timing import Stragglers
 from megatron_dpop.training.validation import validate
@@ -49,6 +50,9 @@ class Loop:
         self.recorder: Recorder | None = None
         self.stops_for: Alert | None = None  # on rank 0
         options = run.config.checkpoint
+        self.samples = (
+            Samples(run, run.validation) if run.validation is not None and run.config.logging.samples else None
+        )
         self.saver = Saver(
             run.engine,
             run.folder.checkpoints,
@@ -107,6 +111,8 @@ class Loop:
         same = step == 0 and self._starts_as_reference()
         progress = step / self.config.train.steps
         validated = validate(held_out.data, held_out.metrics, step, progress=progress, policy_is_reference=same)
+        if self.samples is not None:
+            self.samples.write(step)
         torch.cuda.empty_cache()  # as after the reference pass
         self.console.say(validation_line(step, validated))
         if self.best is not None:
