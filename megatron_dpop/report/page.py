@@ -8,6 +8,7 @@ from megatron_dpop.report.catalogue import Metric, arrange
 from megatron_dpop.report.curves import chart
 from megatron_dpop.report.findings import finding
 from megatron_dpop.report.run import ReportedRun, read_runs
+from megatron_dpop.report.samples import sample_section
 from megatron_dpop.report.sections import Section
 from megatron_dpop.report.tables import differences, results, side_by_side, throughput
 
@@ -28,6 +29,7 @@ def write_report(
 def render(runs: Sequence[ReportedRun], *, title: str | None = None, extra_sections: Sequence[Section] = ()) -> str:
     main, others = arrange(name for run in runs for name in run.names)
     config = side_by_side(runs, lambda run: run.config)
+    samples = sample_section(runs)
     return render_page(
         HERE,
         series=len(runs),
@@ -36,7 +38,7 @@ def render(runs: Sequence[ReportedRun], *, title: str | None = None, extra_secti
         findings=[finding(run) for run in runs],
         main=_drawn(main, runs),
         others=_drawn(others, runs),
-        extra_sections=extra_sections,
+        extra_sections=[*extra_sections, *([samples] if samples else [])],
         results=results(runs),
         throughput=throughput(runs),
         config=config,

@@ -37,6 +37,20 @@ def test_page_is_self_contained_and_the_same_each_time(tmp_path: Path) -> None:
     assert set(re.findall(r"https?://[^\s\"'<]+", html)) == {"http://www.w3.org/2000/svg"}  # a name, never fetched
 
 
+def test_sample_answers_stand_beside_each_other(tmp_path: Path) -> None:
+    runs = _pair(tmp_path)
+    for run, last in zip(runs, ("rambling", HOSTILE), strict=True):
+        lines = [{"step": step, "prompt": "two and two", "answer": text} for step, text in ((0, "four"), (16, last))]
+        spoilt = ['{"step": 16, "prompt": "two', "[]", '{"step": "x", "prompt": "a", "answer": "b"}']
+        (run / "samples.jsonl").write_text("\n".join([*map(json.dumps, lines), *spoilt]) + "\n")
+    write_report(runs, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert html.count(">two and two</th>") == 1
+    assert html.count("<td>four (step 0)</td>") == 2
+    assert "<td>rambling (step 16)</td>" in html
+    assert HOSTILE not in html
+
+
 def test_charts_come_in_order_with_every_point(tmp_path: Path) -> None:
     write_report(_pair(tmp_path), tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
