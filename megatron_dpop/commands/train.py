@@ -35,7 +35,9 @@ def register(subparsers: Any) -> None:
         parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
         parser.add_argument("--quiet", action="store_true", help="say only what goes wrong, and how the run ended")
         parser.add_argument("--dry-run", action="store_true", help="only check what can be checked before a start")
-        parser.add_argument("--ranks", type=int, metavar="N", help="of a dry run: ranks that a launcher will start")
+        parser.add_argument(
+            "--ranks", type=int, metavar="N", help="of a dry run: ranks that a launcher will start on GPUs"
+        )
         parser.set_defaults(takes_overrides=True)
 
 
@@ -71,7 +73,9 @@ def _with_config(arguments: argparse.Namespace, stop: StopRequest, *, is_trainin
     check_ranks(arguments.ranks or fewest_ranks, fewest_ranks)
     if not arguments.dry_run:
         check_unlocked(Path(config.run.dir))
-    _check(config, is_training=is_training, quiet=arguments.quiet)
+    # Ranks that a launcher will start have other machines than this one, which may be a cluster's login node.
+    for_gpus = True if arguments.dry_run and arguments.ranks is not None else None
+    _check(config, is_training=is_training, quiet=arguments.quiet, for_gpus=for_gpus)
     if arguments.dry_run:
         _describe(config, arguments.ranks or fewest_ranks)
         return 0
@@ -81,7 +85,7 @@ def _with_config(arguments: argparse.Namespace, stop: StopRequest, *, is_trainin
     return launch.run_ranks([*sys.argv[1:], *date_words(config)], launch.local_ranks(fewest_ranks))
 
 
-def _check(config: Config, *, is_training: bool, quiet: bool) -> None:
+def _check(config: Config, *, is_training: bool, quiet: bool, for_gpus: bool | None) -> None:
     """Everything that can be found wrong before a process is started."""
     from checkpoint_convert.locate import checkpoint_kind
     from megatron_dpop.tracking.disk import before, expected
@@ -92,7 +96,7 @@ def _check(config: Config, *, is_training: bool, quiet: bool) -> None:
 
     if is_training:
         check_installed(config.logging.wandb)
-    inputs = read_inputs(config, progress=not quiet)
+    inputs = read_inputs(config, progress=not quiet, for_gpus=for_gpus)
     if is_training:
         RunFolder(settle_lengths(config, examples=len(inputs.train))).check()
         check_before_start(config, inputs)

@@ -45,8 +45,11 @@ class Inputs:
     token_weights: TokenWeights = ALL_ALIKE
 
 
-def read_inputs(config: Config, *, progress: bool = True) -> Inputs:
-    """Raises UserError on the first thing that would make the run fail or mean nothing. Starts no process group."""
+def read_inputs(config: Config, *, progress: bool = True, for_gpus: bool | None = None) -> Inputs:
+    """Raises UserError on the first thing that would make the run fail or mean nothing. Starts no process group.
+
+    `for_gpus`: whether the ranks will have GPUs; by default they have what this machine has.
+    """
     if config.train.epochs is None:
         settle_lengths(config)
     loss = build_loss(config.loss)
@@ -55,7 +58,7 @@ def read_inputs(config: Config, *, progress: bool = True) -> Inputs:
     check_layout(architecture, layout)
     check_row_tokens(config.data.row_tokens, layout)
     check_with_experts(config, architecture)
-    check_precision(config, architecture, layout, gpu=on_gpu())
+    check_precision(config, architecture, layout, gpu=on_gpu() if for_gpus is None else for_gpus)
     _check_positions(config, architecture)
     reference = None
     if config.reference.model is not None:
