@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,14 @@ class WandbRun:
     def log(self, step: int, values: dict[str, float]) -> None:
         if step >= self._first_step:
             self._run.log(values, step=step)
+
+    def log_table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table of rows with the same columns; it belongs to the step whose numbers are logged next."""
+        import wandb
+
+        if step >= self._first_step and rows:
+            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+            self._run.log({name: table}, step=step)
 
     def alert(self, title: str, text: str) -> None:
         """An alert, which people may get as mail."""

@@ -51,7 +51,7 @@ class Loop:
         self.stops_for: Alert | None = None  # on rank 0
         options = run.config.checkpoint
         self.samples = (
-            Samples(run, run.validation) if run.validation is not None and run.config.logging.samples else None
+            Samples(run, run.validation, wandb) if run.validation is not None and run.config.logging.samples else None
         )
         self.saver = Saver(
             run.engine,

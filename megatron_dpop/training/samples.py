@@ -18,6 +18,7 @@ from megatron_dpop.engine.forward import run_rows
 from megatron_dpop.models.scoring import score_next_tokens
 from megatron_dpop.rows.row import ALL_ALIKE
 from megatron_dpop.tracking.run_folder import write_lines
+from megatron_dpop.tracking.weights_and_biases import WandbRun
 from megatron_dpop.training.expert_loads import take_loads
 from megatron_dpop.training.inputs import prompt_format, tokenizer_folder
 from megatron_dpop.training.run import Run
@@ -53,8 +54,9 @@ class _Texts:
 class Samples:
     """The first held-out prompts that differ, and the file of what the policy answers them."""
 
-    def __init__(self, run: Run, source: RowSource) -> None:
-        """`source`: the held-out data."""
+    def __init__(self, run: Run, source: RowSource, wandb: WandbRun | None) -> None:
+        """`source`: the held-out data; `wandb`: where answers go too, on rank 0."""
+        self.wandb = wandb
         options = run.config.logging
         self.source, self.console, self.path = source, run.console, run.folder.samples
         self.tokens = options.sample_tokens
@@ -85,6 +87,8 @@ class Samples:
             shown = "".join(letter if letter.isprintable() else " " for letter in text)
             self.console.say(f"sample {len(lines)} after step {step}: {shown[:_SHOWN_CHARACTERS]}")
         write_lines(self.path, [*self._before(step), *lines])
+        if self.wandb is not None:
+            self.wandb.log_table(step, "samples", lines)
 
     def _before(self, step: int) -> list[dict[str, Any]]:
         """What earlier validations left; a run that goes on writes again what came later."""

@@ -70,7 +70,7 @@ def test_a_run_and_what_resumes_it_are_one(tmp_path: Path) -> None:
     tree = write_config(
         tmp_path,
         tmp_path / "model",
-        logging={"wandb": "megatron-dpop-tests"},
+        logging={"wandb": "megatron-dpop-tests", "samples": 2, "sample_tokens": 2},
         checkpoint={"every": 2},
         train={"steps": 3},
         data={"validation": str(tmp_path / "pairs.jsonl")},
@@ -83,6 +83,9 @@ def test_a_run_and_what_resumes_it_are_one(tmp_path: Path) -> None:
     (id_1, history_1, _), (id_2, history_2, _) = _recorded(first), _recorded(second)
     assert id_1 == id_2 == json.loads((run / "wandb.json").read_text())["id"]
     assert (sorted(history_1), sorted(history_2)) == ([0, 1, 2, 3], [2, 3])
+    assert [history_1[step]["samples/nrows"] for step in (0, 3)] == [2, 2]
+    answers = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [answer["step"] for answer in answers] == [0, 0, 3, 3]  # the second start answered at step 3 again
     for line in metrics:
         kept = history_1[line.pop("step")]
         assert {name: kept[name] for name in line} == pytest.approx(line)
