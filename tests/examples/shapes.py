@@ -22,6 +22,21 @@ SIZES: dict[str, tuple[str, tuple[int, int, int, int, int, int, float], dict[str
     "Llama-3.1-70B-SFT": ("llama", (8192, 80, 64, 8, 28672, 128256, 5e5), {}),
     "SmolLM3-3B-SFT": ("smollm3", (2048, 36, 16, 4, 11008, 128256, 5e6), {"tie_word_embeddings": True}),
     "Meta-Llama-3-70B-Instruct": ("llama", (8192, 80, 64, 8, 28672, 128256, 5e5), {}),
+    "Qwen3-30B-A3B": (
+        "qwen3_moe",
+        (2048, 48, 32, 4, 6144, 151936, 1e6),
+        {"head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+    ),
+    "Qwen3-235B-A22B": (
+        "qwen3_moe",
+        (4096, 94, 64, 4, 12288, 151936, 1e6),
+        {"head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1536},
+    ),
+    "Mixtral-8x7B-Instruct-v0.1": (
+        "mixtral",
+        (4096, 32, 32, 8, 14336, 32000, 1e6),
+        {"num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
 }
 BF16_BYTES = 2
 

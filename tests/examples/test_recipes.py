@@ -13,6 +13,7 @@ import yaml
 
 from examples.recipes.tiny import write_data
 from megatron_dpop.commands.main import run
+from megatron_dpop.config.schema import ParallelConfig
 from tests.distributed import run_ranks
 from tests.examples.shapes import write_hollow_model
 from tests.training import train_all
@@ -52,7 +53,8 @@ def stated_plan(recipe: str) -> tuple[str, str]:
 def test_the_papers_recipes_and_todays_are_there() -> None:
     papers = {"smaug-7b", "smaug-34b", "smaug-34b-one-node", "smaug-72b", "smaug-72b-one-node", "mistral-7b"}
     todays = {"tulu3-8b", "tulu3-70b", "olmo3-style-32b", "smollm3-3b", "llama3.1-70b"}
-    assert papers | todays | {"qwen2.5-72b", "qwen3-32b", "llama3-70b"} == {*NAMES}
+    mixtures = {"qwen3-30b-a3b", "qwen3-30b-a3b-one-node", "qwen3-235b-a22b", "mixtral-8x7b"}
+    assert papers | todays | mixtures | {"qwen2.5-72b", "qwen3-32b", "llama3-70b"} == {*NAMES}
     for name in NAMES:
         rate = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["config"]["optimizer"]["lr"]
         assert (rate == 5e-5) is (name in papers)
@@ -90,7 +92,7 @@ def test_dry_run_at_its_true_size(
                 write_data(Path(source["path"]), demonstrations=tree["loss"]["name"] == "sft")
         assert run(["train", config, "--model.path", str(model), "--dry-run", "--ranks", str(ranks)]) == 0
         out = capsys.readouterr().out
-        assert re.search(rf"x data \d+ = {ranks} ranks\nrun.dir: {run_dir}\n", out), out
+        assert re.search(rf"x data \d+ = {ranks} ranks(, experts over .*)?\nrun.dir: {run_dir}\n", out), out
         assert run(["train", config, "--model.path", str(model), "--dry-run", "--ranks", str(ranks + 1)]) == 2
         assert not Path(run_dir).exists()
     lengths, seconds = stated_plan((RECIPES / f"{recipe}.yaml").read_text())
@@ -107,7 +109,7 @@ def test_all_stages_train_with_the_tiny_override(recipe: str, tmp_path: Path) ->
     trees = [yaml.safe_load(Path(config).read_text()) for config, _, _ in listed]
     whole = [yaml.safe_load((tmp_path / config).read_text()) for config, _, _ in stages(recipe, tmp_path)]
     assert [tree["loss"] for tree in trees] == [tree["loss"] for tree in whole]
-    (ranks,) = {tree["parallel"]["tensor"] * tree["parallel"]["pipeline"] for tree in trees}
+    (ranks,) = {ParallelConfig(**tree["parallel"]).fewest_ranks for tree in trees}
     for tree, metrics in zip(trees, run_ranks(train_all, ranks, trees)[0], strict=True):
         assert [line["step"] for line in metrics][: tree["train"]["steps"]] == list(range(tree["train"]["steps"]))
         assert all(math.isfinite(line["loss"]) for line in metrics if "loss" in line)
