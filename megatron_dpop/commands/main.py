@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dpop_base.errors import UserError
 from dpop_base.os_errors import explain_os_error
 from dpop_base.version import project_version
-from megatron_dpop.commands import analyze, clean, data, eval, plan, report, train
+from megatron_dpop.commands import analyze, clean, config, data, eval, plan, report, train
 from megatron_dpop.config.load import blamed
 from megatron_dpop.runtime import exits
 from megatron_dpop.runtime.rank import launched
@@ -80,4 +80,5 @@ def build_parser() -> argparse.ArgumentParser:
     eval.register(subparsers)
     analyze.register(subparsers)
     clean.register(subparsers)
+    config.register(subparsers)
     return parser

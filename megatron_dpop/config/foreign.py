@@ -1,0 +1,254 @@
+"""A config of TRL or LLaMA-Factory as one of ours: what has a counterpart, and by name what has none."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpop_base.errors import UserError
+
+_LLAMA_FACTORY_S = ("stage", "finetuning_type", "cutoff_len", "pref_loss", "dataset_dir", "template")
+# loss_type of TRL and pref_loss of LLaMA-Factory.
+_LOSSES = {
+    "sigmoid": "dpo",
+    "hinge": "hinge",
+    "ipo": "ipo",
+    "robust": "robust",
+    "exo_pair": "exo",
+    "nca_pair": "nca",
+    "discopop": "discopop",
+    "apo_zero": "apo_zero",
+    "apo_down": "apo_down",
+    "bco_pair": "bco",
+    "sppo_hard": "sppo_hard",
+    "orpo": "orpo",
+    "simpo": "simpo",
+}
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
+# What says nothing of the result: how a library works, or what it shows.
+_WITHOUT_EFFECT = {
+    *("do_train", "do_eval", "do_predict", "overwrite_output_dir", "overwrite_cache", "preprocessing_num_workers"),
+    *("dataset_num_proc", "dataloader_num_workers", "ddp_timeout", "plot_loss", "log_level", "logging_first_step"),
+    *("gradient_checkpointing_kwargs", "per_device_eval_batch_size", "remove_unused_columns", "save_only_model"),
+    *("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy", "attn_implementation", "flash_attn"),
+    *("precompute_ref_log_probs", "disable_tqdm", "bf16", "torch_dtype", "dtype"),
+}
+# What is read below.
+_READ = {
+    *("stage", "finetuning_type", "use_peft", "dataset_mixer", "dataset_splits", "dataset_name", "dataset_config"),
+    *("dataset_train_split", "dataset", "dataset_dir", "loss_type", "pref_loss", "beta", "pref_beta", "simpo_gamma"),
+    *("label_smoothing", "rpo_alpha", "pref_ftx", "ld_alpha", "discopop_tau", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "max_steps", "num_train_epochs", "gradient_checkpointing", "lr_scheduler_type"),
+    *("warmup_steps", "warmup_ratio", "adam_beta1", "adam_beta2", "optim", "lora_r", "lora_rank", "lora_alpha"),
+    *("lora_dropout", "fp16", "report_to"),
+}
+_TARGETS = ("lora_target", "lora_target_modules")
+_EVERY_LINEAR = (None, "all", "all-linear")
+_RENAMED: dict[str, str] = {
+    "model_name_or_path": "model.path",
+    "tokenizer_name_or_path": "model.tokenizer",
+    "ref_model": "reference.model",
+    "learning_rate": "optimizer.lr",
+    "weight_decay": "optimizer.weight_decay",
+    "max_grad_norm": "optimizer.clip_norm",
+    "adam_epsilon": "optimizer.eps",
+    "eval_steps": "train.validate_every",
+    "seed": "train.seed",
+    "max_length": "data.max_tokens",
+    "cutoff_len": "data.max_tokens",
+    "save_steps": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep",
+    "logging_steps": "logging.every",
+    "output_dir": "run.dir",
+    "run_name": "logging.wandb.name",
+}
+_WHOLE = ("eval_steps", "seed", "max_length", "cutoff_len", "save_steps", "save_total_limit", "logging_steps")
+
+
+@dataclass
+class Converted:
+    """Our config as a tree, what was assumed, and what has no counterpart."""
+
+    trainer: str
+    config: dict[str, Any] = field(default_factory=dict)
+    assumed: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def put(self, dotted: str, value: Any) -> None:
+        *sections, key = dotted.split(".")
+        place = self.config
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+
+
+def convert(tree: Mapping[str, Any], *, gpus: int) -> Converted:
+    """Raises UserError where it is no such config, or one of a training that is not ours."""
+    is_llama_factory = any(key in tree for key in _LLAMA_FACTORY_S)
+    if not is_llama_factory and "learning_rate" not in tree and "model_name_or_path" not in tree:
+        raise UserError("config from: neither a TRL nor a LLaMA-Factory config; it has no model_name_or_path")
+    found = Converted("LLaMA-Factory" if is_llama_factory else "TRL")
+    for key in _RENAMED:
+        if tree.get(key) is not None:
+            _rename(found, key, tree[key])
+    if "model_name_or_path" not in tree:
+        found.assumed.append("model.path: the file names no model; set it")
+        found.put("model.path", "MODEL")
+    found.put("run.dir", str(tree.get("output_dir") or "runs/converted"))
+    for part in (_data, _loss, _length, _optimizer, _lora, _rest):
+        part(found, tree, gpus)
+    known = {*_RENAMED, *_WITHOUT_EFFECT, *_READ, *(key for key in _TARGETS if tree.get(key) in _EVERY_LINEAR)}
+    found.left_out += [f"{key}: {value!r}" for key, value in tree.items() if key not in known and value is not None]
+    if found.config.get("logging", {}).get("wandb", {}).keys() == {"name"}:
+        del found.config["logging"]["wandb"]
+    return found
+
+
+def _rename(found: Converted, key: str, value: Any) -> None:
+    """YAML reads 5e-7 as text."""
+    try:
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+    except ValueError:
+        number = None
+    is_share = key in _WHOLE and number is not None and number < 1 and key != "seed"
+    if is_share:  # of the run, as transformers takes it
+        found.left_out.append(f"{key}: {value!r}, a share of the run: give {_RENAMED[key]} in steps")
+    elif number is not None:
+        found.put(_RENAMED[key], int(number) if key in _WHOLE else number)
+    elif isinstance(value, str):
+        found.put(_RENAMED[key], value)
+    else:
+        found.left_out.append(f"{key}: {value!r}")
+
+
+def _number(tree: Mapping[str, Any], key: str, default: float) -> float:
+    value = tree.get(key)
+    try:
+        return default if value is None else float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"config from: {key}: {value!r} is no number") from None
+
+
+def _data(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
+    """What is trained on: alignment-handbook's mixer with its splits, TRL's name, LLaMA-Factory's names."""
+    mixer = tree.get("dataset_mixer")
+    if isinstance(mixer, dict):
+        train, test = _splits(tree)
+        found.put(
+            "data.train", [{"path": name, "split": train, "weight": float(share)} for name, share in mixer.items()]
+        )
+        if test is not None:
+            found.put("data.validation", [{"path": name, "split": test} for name in mixer])
+        if any(float(share) != 1 for share in mixer.values()):
+            found.assumed.append("data.train.weight: a share of each dataset, drawn by our own seed")
+    elif tree.get("dataset_name"):
+        source = {"path": tree["dataset_name"], "split": tree.get("dataset_train_split", "train")}
+        found.put("data.train", [source | ({"subset": tree["dataset_config"]} if tree.get("dataset_config") else {})])
+    elif tree.get("dataset"):
+        names = [name.strip() for name in str(tree["dataset"]).split(",")]
+        found.put("data.train", [{"path": name} for name in names])
+        found.assumed.append("data.train: names of dataset_info.json; give each one's file or hub name in their place")
+    else:
+        found.put("data.train", "PAIRS")
+        found.assumed.append("data.train: the file names no data; set it")
+    if found.trainer == "TRL":
+        found.config["data"].setdefault("max_tokens", 1024)
+    else:
+        found.config["data"].setdefault("max_tokens", 2048)
+    found.put("data.row_tokens", max(8192, 2 * int(found.config["data"]["max_tokens"])))
+    found.put("data.too_long", "truncate_prompt")
+    found.assumed.append("data.too_long: truncate_prompt, from the prompt's start; they cut elsewhere, or both sides")
+
+
+def _splits(tree: Mapping[str, Any]) -> tuple[str, str | None]:
+    splits = tree.get("dataset_splits") or ["train"]
+    return str(splits[0]), str(splits[1]) if len(splits) > 1 else None
+
+
+def _loss(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
+    stage = tree.get("stage", "dpo")
+    if stage not in ("dpo", "kto", "sft"):
+        raise UserError(f"config from: stage: {stage!r} is no preference training; dpo, kto and sft are known")
+    theirs = tree.get("loss_type") or tree.get("pref_loss") or "sigmoid"
+    theirs = theirs[0] if isinstance(theirs, list) and len(theirs) == 1 else theirs
+    name = {"kto": "kto", "sft": "sft"}.get(stage) or (_LOSSES.get(theirs) if isinstance(theirs, str) else None)
+    if name is None:
+        raise UserError(f"config from: loss {theirs!r} has no counterpart; docs/losses.md lists ours")
+    loss: dict[str, Any] = {"name": name}
+    if name != "sft":
+        loss["beta"] = _number(tree, "beta" if "beta" in tree else "pref_beta", 0.1)
+    if name == "simpo":
+        loss["gamma"] = _number(tree, "simpo_gamma", 0.5)
+    if smoothing := _number(tree, "label_smoothing", 0.0):
+        loss["label_smoothing"] = smoothing
+    if nll := _number(tree, "rpo_alpha" if "rpo_alpha" in tree else "pref_ftx", 0.0):
+        loss["nll_weight"] = nll
+    if tree.get("ld_alpha") is not None:
+        loss["ld_alpha"] = _number(tree, "ld_alpha", 1.0)
+    if name == "discopop":
+        loss["tau"] = _number(tree, "discopop_tau", 0.05)
+    found.config["loss"] = loss
+
+
+def _length(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
+    default = 8.0 if "per_device_train_batch_size" not in tree else 1.0
+    of_a_gpu = _number(tree, "per_device_train_batch_size", default) * _number(tree, "gradient_accumulation_steps", 1)
+    found.put("train.global_batch_pairs", int(of_a_gpu * gpus))
+    found.assumed.append(
+        f"train.global_batch_pairs: {int(of_a_gpu)} on each of {gpus} GPUs; --gpus sets another number"
+    )
+    steps = _number(tree, "max_steps", -1)
+    if steps > 0:
+        found.put("train.steps", int(steps))
+    else:
+        found.put("train.epochs", _number(tree, "num_train_epochs", 3.0))
+    if tree.get("gradient_checkpointing"):
+        found.put("train.recompute", "full")
+    found.config.setdefault("train", {}).setdefault("seed", 42)
+    if tree.get("eval_steps") is not None and "validation" not in found.config.get("data", {}):
+        found.left_out.append("eval_steps: there is no validation data; set data.validation and train.validate_every")
+        found.config["train"].pop("validate_every", None)
+
+
+def _optimizer(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
+    """What both take from transformers where the file is silent: 5e-5 (TRL's DPO: 1e-6), linear, no warm-up."""
+    section: dict[str, Any] = found.config.setdefault("optimizer", {})
+    section.setdefault("lr", 1e-6 if found.trainer == "TRL" else 5e-5)
+    theirs = str(tree.get("lr_scheduler_type", "linear"))
+    section["schedule"] = _SCHEDULES.get(theirs, "cosine")
+    if theirs not in _SCHEDULES:
+        found.left_out.append(f"lr_scheduler_type: {theirs!r}; cosine is taken in its place")
+    warmup = _number(tree, "warmup_steps", 0)
+    if warmup >= 1:
+        section["warmup_steps"] = int(warmup)
+    else:  # transformers 5 takes a share here
+        section["warmup_share"] = warmup or _number(tree, "warmup_ratio", 0.0)
+    betas = [_number(tree, "adam_beta1", 0.9), _number(tree, "adam_beta2", 0.999)]
+    if betas != [0.9, 0.999]:
+        section["betas"] = betas
+    if not str(tree.get("optim", "adamw")).startswith("adamw"):
+        found.left_out.append(f"optim: {tree['optim']!r}; AdamW is taken in its place")
+
+
+def _lora(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
+    asked = tree.get("use_peft") if found.trainer == "TRL" else tree.get("finetuning_type", "lora") == "lora"
+    if not asked:
+        return
+    rank = int(_number(tree, "lora_r" if found.trainer == "TRL" else "lora_rank", 16 if found.trainer == "TRL" else 8))
+    alpha = _number(tree, "lora_alpha", 32 if found.trainer == "TRL" else 2 * rank)
+    dropout = _number(tree, "lora_dropout", 0.05 if found.trainer == "TRL" else 0.0)
+    found.config["lora"] = {"rank": rank, "alpha": alpha, "dropout": dropout}
+    found.assumed.append("lora.targets: all linear layers, with one A for those that Megatron fuses (docs/lora.md)")
+
+
+def _rest(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
+    if tree.get("fp16"):
+        found.left_out.append("fp16: bf16 is taken in its place")
+    reports = tree.get("report_to") or []
+    if "wandb" in ([reports] if isinstance(reports, str) else reports):
+        found.put("logging.wandb.project", "huggingface")
+    defaults: Mapping[str, Callable[[dict[str, Any]], object]] = {
+        "checkpoint": lambda section: section.setdefault("every", 500),
+        "logging": lambda section: section.setdefault("every", 10),
+    }
+    for name, fill in defaults.items():
+        fill(found.config.setdefault(name, {}))

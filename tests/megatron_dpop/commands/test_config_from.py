@@ -1,0 +1,120 @@
+"""Another trainer's config, converted, is one that `train` takes."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_dpop.commands.main import run
+from tests.tiny import write_model, write_pairs
+
+# As alignment-handbook writes its DPO recipes; a comment says which values are not the usual ones.
+TRL = """
+model_name_or_path: {folder}/model
+torch_dtype: null
+dataset_mixer: {{{folder}/train: 1.0}}
+dataset_splits: [train, test]
+preprocessing_num_workers: 12
+bf16: true
+beta: 0.05
+do_eval: true
+eval_strategy: steps
+eval_steps: 100
+gradient_accumulation_steps: 2
+gradient_checkpointing: true
+gradient_checkpointing_kwargs: {{use_reentrant: false}}
+hub_model_id: mine
+learning_rate: 5e-7  # text, to YAML
+logging_steps: 5
+lr_scheduler_type: cosine
+max_length: 256
+max_prompt_length: 128
+num_train_epochs: 1
+optim: adamw_torch
+output_dir: {folder}/out
+per_device_train_batch_size: 4
+save_steps: 50
+save_total_limit: 1
+seed: 42
+warmup_ratio: 0.1
+"""
+LLAMA_FACTORY = """
+model_name_or_path: {folder}/model
+stage: dpo
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+pref_beta: 0.1
+pref_loss: simpo
+simpo_gamma: 0.7
+dataset: {folder}/pairs.jsonl
+template: llama3
+cutoff_len: 512
+max_samples: 1000
+output_dir: {folder}/out
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 5.0e-6
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_model(tmp_path / "model", dtype="bfloat16")
+    write_pairs(tmp_path / "pairs.jsonl", 40)
+    (tmp_path / "train").mkdir()
+    write_pairs(tmp_path / "train" / "train.jsonl", 40)
+    write_pairs(tmp_path / "train" / "test.jsonl", 8, seed=1)
+    return tmp_path
+
+
+def _converted(folder: Path, text: str, *words: str) -> dict:
+    (folder / "theirs.yaml").write_text(text.format(folder=folder))
+    assert run(["config", "from", str(folder / "theirs.yaml"), "--output", str(folder / "ours.yaml"), *words]) == 0
+    assert run(["train", str(folder / "ours.yaml"), "--dry-run"]) == 0
+    return yaml.safe_load((folder / "ours.yaml").read_text())
+
+
+def test_trl(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = _converted(folder, TRL, "--gpus", "4")
+    said = capsys.readouterr().err
+    assert "no counterpart: hub_model_id: 'mine'\n" in said
+    assert "train.global_batch_pairs: 8 on each of 4 GPUs" in said
+    assert found["loss"] == {"name": "dpo", "beta": 0.05}
+    assert found["optimizer"] == {"lr": 5e-7, "schedule": "cosine", "warmup_share": 0.1}
+    expected = {"validate_every": 100, "seed": 42, "global_batch_pairs": 32, "epochs": 1.0, "recompute": "full"}
+    assert found["train"] == expected
+    assert found["checkpoint"] == {"every": 50, "keep": 1}
+    assert found["data"]["validation"] == [{"path": f"{folder}/train", "split": "test"}]
+
+
+def test_llama_factory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = _converted(folder, LLAMA_FACTORY)
+    said = capsys.readouterr().err
+    assert "no counterpart: max_samples: 1000\n" in said
+    assert "no counterpart: template: 'llama3'\n" in said
+    assert found["loss"] == {"name": "simpo", "beta": 0.1, "gamma": 0.7}
+    assert found["lora"] == {"rank": 8, "alpha": 16.0, "dropout": 0.0}
+    assert (found["data"]["max_tokens"], found["train"]["global_batch_pairs"]) == (512, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: 1\n", "neither a TRL nor a LLaMA-Factory config"),
+        ("stage: ppo\n", "stage: 'ppo' is no preference training"),
+        ("model_name_or_path: m\nloss_type: [sigmoid, sft]\n", "has no counterpart"),
+        ("model_name_or_path: m\nbeta: high\n", "beta: 'high' is no number"),
+        ("- 1\n", "a mapping of keys, not list"),
+        ("a:\n\tb: 1\n", "indented by a tab"),
+    ],
+)
+def test_what_cannot_be_converted(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "theirs.yaml").write_text(text)
+    assert run(["config", "from", str(tmp_path / "theirs.yaml")]) == 2
+    assert says in capsys.readouterr().err
