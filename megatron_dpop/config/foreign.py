@@ -39,7 +39,8 @@ _READ = {
     *("label_smoothing", "rpo_alpha", "pref_ftx", "ld_alpha", "discopop_tau", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "max_steps", "num_train_epochs", "gradient_checkpointing", "lr_scheduler_type"),
     *("warmup_steps", "warmup_ratio", "adam_beta1", "adam_beta2", "optim", "lora_r", "lora_rank", "lora_alpha"),
-    *("lora_dropout", "fp16", "report_to"),
+    *("lora_dropout", "fp16", "report_to", "dpo_label_smoothing", "desirable_weight", "undesirable_weight"),
+    *("kto_chosen_weight", "kto_rejected_weight"),
 }
 _TARGETS = ("lora_target", "lora_target_modules")
 _EVERY_LINEAR = (None, "all", "all-linear")
@@ -178,7 +179,10 @@ def _loss(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
         loss["beta"] = _number(tree, "beta" if "beta" in tree else "pref_beta", 0.1)
     if name == "simpo":
         loss["gamma"] = _number(tree, "simpo_gamma", 0.5)
-    if smoothing := _number(tree, "label_smoothing", 0.0):
+    if name == "kto":
+        for ours, theirs in (("desirable_weight", "kto_chosen_weight"), ("undesirable_weight", "kto_rejected_weight")):
+            loss[ours] = _number(tree, ours if ours in tree else theirs, 1.0)
+    if smoothing := _number(tree, "label_smoothing" if "label_smoothing" in tree else "dpo_label_smoothing", 0.0):
         loss["label_smoothing"] = smoothing
     if nll := _number(tree, "rpo_alpha" if "rpo_alpha" in tree else "pref_ftx", 0.0):
         loss["nll_weight"] = nll

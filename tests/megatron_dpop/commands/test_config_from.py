@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from megatron_dpop.commands.main import run
+from megatron_dpop.config.foreign import convert
+from megatron_dpop.losses.registry import make_loss
 from tests.tiny import write_model, write_pairs
 
 # As alignment-handbook writes its DPO recipes; a comment says which values are not the usual ones.
@@ -101,6 +103,24 @@ def test_llama_factory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert found["loss"] == {"name": "simpo", "beta": 0.1, "gamma": 0.7}
     assert found["lora"] == {"rank": 8, "alpha": 16.0, "dropout": 0.0}
     assert (found["data"]["max_tokens"], found["train"]["global_batch_pairs"]) == (512, 8)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("dpo_label_smoothing: 0.2\nld_alpha: 0.5", {"name": "dpo", "label_smoothing": 0.2, "ld_alpha": 0.5}),
+        (
+            "stage: kto\nkto_chosen_weight: 1.33",
+            {"name": "kto", "desirable_weight": 1.33, "undesirable_weight": 1.0},
+        ),
+    ],
+)
+def test_the_losses_of_llama_factory(lines: str, expected: dict) -> None:
+    text = f"model_name_or_path: m\ndataset: d\npref_beta: 0.3\n{lines}\n"
+    found = convert(yaml.safe_load(text), gpus=1)
+    assert found.config["loss"] == {"beta": 0.3, **expected}
+    assert make_loss(found.config["loss"]).name == expected["name"]
+    assert found.left_out == []
 
 
 @pytest.mark.parametrize(
