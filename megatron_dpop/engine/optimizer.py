@@ -11,7 +11,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import MegatronModule
 
 from megatron_dpop.config import Config
-from megatron_dpop.config.lengths import decay_steps
+from megatron_dpop.config.lengths import decay_steps, settle_lengths
 
 # Megatron computes the gradient's norm only where it clips.
 NO_CLIPPING = 1e38
@@ -68,8 +68,8 @@ def _torch_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
 
 def build_scheduler(config: Config, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
     """Linear warm-up from 0, then decay to `min_lr` at the last step; none of it, or only at the end, as asked."""
+    config = settle_lengths(config)  # which leaves a run's as it is: settled once its examples were counted
     options = config.optimizer
-    assert options.warmup_steps is not None, "lengths are settled before an engine is built"
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,

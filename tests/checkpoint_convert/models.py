@@ -16,11 +16,11 @@ from transformers import (
     Glm4Config,
     GlmConfig,
     GraniteConfig,
-    InternLM3Config,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
     Phi3Config,
+    PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen2MoeConfig,
@@ -31,6 +31,14 @@ from transformers import (
 )
 
 from tests.checkpoint_convert.qwen1 import Qwen1
+
+
+def _internlm3(**fields: Any) -> PreTrainedConfig:
+    """The oldest transformers that is supported does not have it."""
+    from transformers import InternLM3Config
+
+    return InternLM3Config(**fields)
+
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,
@@ -116,7 +124,7 @@ CONFIGS = {
     "glm4": lambda: Glm4Config(**SMALL, **TOKENS_OF_OTHERS, head_dim=16),
     "glm": lambda: GlmConfig(**SMALL, **TOKENS_OF_OTHERS, head_dim=24),
     "ernie4.5": lambda: Ernie4_5Config(**SMALL, head_dim=24),
-    "internlm3": lambda: InternLM3Config(**SMALL, head_dim=16, rope_scaling=ROPE["dynamic"]),
+    "internlm3": lambda: _internlm3(**SMALL, head_dim=16, rope_scaling=ROPE["dynamic"]),
     "seed-oss": lambda: SeedOssConfig(**SMALL, head_dim=32),
     "phi3": lambda: Phi3Config(**SMALL, **TOKENS_OF_OTHERS, sliding_window=9, attn_implementation="eager"),
     "phi4-mini": lambda: Phi3Config(

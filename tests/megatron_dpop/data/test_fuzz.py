@@ -31,7 +31,7 @@ BROKEN = {
     "cut.json": (b'[{"prompt": "Q",\n "chosen": ', "line 2: broken JSON"),
     "digits.jsonl": (b'{"prompt": ' + b"9" * 5000 + b"}\n", "line 1: (JSON that cannot be read|missing)"),
     "header.csv": (b"prompt,chosen,rejected\n", "holds no rows"),
-    "ragged.csv": (b"prompt,chosen,rejected\nQ,a\n", "row 1: has another number of fields"),
+    "ragged.csv": (b"prompt,chosen,rejected\nQ,a\n", "row 1: has 2 fields, the header has 3"),
     "text.parquet": (b"PAR1 this is no parquet file PAR1", "not a whole parquet file"),
     "empty.parquet": (b"", "not a whole parquet file"),
     "text.arrow": (b"nothing", "not a whole Arrow file"),
