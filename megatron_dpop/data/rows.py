@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _SAMPLE_ROWS = 64  # that the format is recognised from
 _NOT_READ = b""  # of a value that is there
 _PATTERN = re.compile(r"[*?\[]")
+MOST_ENTRIES = 10_000  # of a folder: `datasets` looks through all of them once for each name that a split may have
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,13 @@ class _Folder:
         """Which files belong to which split is what `datasets` says, by their names or the folder's README."""
         import datasets
 
-        if not any(file_type(entry) for entry in self.path.rglob("*")):
+        entries = list(islice(self.path.rglob("*"), MOST_ENTRIES + 1))
+        if len(entries) > MOST_ENTRIES:
+            raise UserError(
+                f"{self.path}: holds more than {MOST_ENTRIES:,} files and folders; name the data's own folder, "
+                "or a pattern (folder/*.parquet)"
+            )
+        if not any(map(file_type, entries)):
             raise UserError(f"{self.path}: holds no data file ({', '.join(FILE_TYPES)})")
         try:
             builder = datasets.load_dataset_builder(str(self.path.resolve()), self.location.subset)
@@ -262,7 +269,7 @@ class _Folder:
         paths = tuple(Path(name) for name in files[split])
         used = {Path(name).resolve() for names in files.values() for name in names}
         suffixes = {path.suffix.lower() for path in used}
-        beside = (entry for entry in self.path.rglob("*") if entry.suffix.lower() in suffixes and file_type(entry))
+        beside = (entry for entry in entries if entry.suffix.lower() in suffixes and file_type(entry))
         unused = sorted(str(entry.relative_to(self.path)) for entry in beside if entry.resolve() not in used)
         for path in paths:
             if not file_type(path):

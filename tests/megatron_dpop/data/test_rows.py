@@ -167,6 +167,17 @@ def test_columns_that_nobody_wants_are_not_read_but_named(tmp_path: Path, name: 
     assert dict(reading.unused) == {"picture": 5}
 
 
+def test_a_folder_of_everything_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/` given as data would have `datasets` look through the whole machine, several times."""
+    monkeypatch.setattr("megatron_dpop.data.rows.MOST_ENTRIES", 3)
+    for index in range(3):
+        write(tmp_path / f"part-{index}.jsonl", lines(PAIRS[2 * index : 2 * index + 2]))
+    assert len(prompts(Location(str(tmp_path)))) == 6
+    write(tmp_path / "notes.txt", b"x")
+    with pytest.raises(UserError, match=r"holds more than 3 files and folders; name the data's own folder"):
+        prompts(Location(str(tmp_path)))
+
+
 def test_what_is_nowhere_is_refused(tmp_path: Path) -> None:
     for path in ("pairs.jsonl", "./org/name", "/x/y", "a/b/c"):
         with pytest.raises(UserError, match="no such file"):
