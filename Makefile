@@ -3,6 +3,7 @@
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 MODEL ?=
 RUN ?= runs/quickstart
+SLOW ?= tests
 TESTING := "pytest>=8.3" "pytest-timeout>=2.3" "hypothesis>=6.120"
 
 # What the versions of torch, Megatron-Core and transformers matter to: launch, attention, log-probabilities, gradients at
@@ -69,7 +70,7 @@ test: .venv/.dev
 	.venv/bin/python -m pytest -q
 
 test-slow: .venv/.dev .venv/.docs .venv/.eval
-	.venv/bin/python -m pytest -q -m slow --ignore tests/slurm
+	.venv/bin/python -m pytest -q -m slow --ignore tests/slurm $(SLOW)
 
 # The scripts of examples/slurm on a private SLURM of two nodes.
 test-cluster: .venv/.dev
