@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "clean",
         help="remove old checkpoints and caches",
-        description="Removes a run's older checkpoints, but for the newest and the best, and its starting weights as "
-        "converted (initial/), which are made anew if they are ever needed. Exports, metrics and reference stay, and a "
-        "run can still go on. With --caches, tokens that no run has read for a while.",
+        description="Removes a run's older checkpoints, but for the newest whole ones and the best, and its starting "
+        "weights as converted (initial/), which are made anew if they are ever needed. Exports, metrics and reference "
+        "stay, and a run can still go on. With --caches, tokens that no run has read for a while.",
         epilog="example: megatron-dpop clean runs/dpo runs/dpop --dry-run",
     )
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run's folder")
@@ -31,34 +32,42 @@ def register(subparsers: Any) -> None:
 
 
 def _clean(arguments: argparse.Namespace) -> int:
-    from megatron_dpop.tracking.disk import in_units, size_of
+    from megatron_dpop.runtime.folder_lock import sole_writer
+    from megatron_dpop.tracking.disk import in_units, removable, size_of
 
     if arguments.keep < 1 or arguments.days < 0:
         raise UserError("clean: --keep counts checkpoints from 1, --days from 0")
     if not arguments.runs and not arguments.caches:
         raise UserError("clean: nothing is named; give runs' folders, or --caches")
-    found = [path for run in arguments.runs for path in _of_run(run, arguments.keep)]
-    if arguments.caches:
-        found += _old_tokens(arguments.days)
     total = 0
-    for path in found:
-        size = size_of(path)
-        total += size
-        print(f"{in_units(size):>8}  {path}")
-        if not arguments.dry_run:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    with ExitStack() as held:
+        for run in arguments.runs:
+            _check_run(run)
+            if not arguments.dry_run:
+                held.enter_context(sole_writer(run))  # so that no run goes on from what is being removed
+        found = [path for run in arguments.runs for path in removable(run, keep=arguments.keep, best=_best(run))]
+        if arguments.caches:
+            found += _old_tokens(arguments.days)
+        for path in found:
+            size = size_of(path)
+            total += size
+            print(f"{in_units(size):>8}  {path}")
+            if not arguments.dry_run:
+                _remove(path)
     print(f"{in_units(total):>8}  {'would be removed' if arguments.dry_run else 'removed'}")
     return 0
 
 
-def _of_run(run: Path, keep: int) -> Iterator[Path]:
-    from megatron_dpop.runtime.folder_lock import check_unlocked
-    from megatron_dpop.tracking.disk import removable
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
+
+def _check_run(run: Path) -> None:
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run (it has no config.yaml); give a run's folder")
-    check_unlocked(run)
-    yield from removable(run, keep=keep, best=_best(run))
 
 
 def _best(run: Path) -> int | None:

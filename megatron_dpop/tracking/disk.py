@@ -3,16 +3,19 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from dpop_base.architectures import Architecture
 from dpop_base.checkpoint_names import iteration_name
 from megatron_dpop.checkpoints.complete import complete_iterations, saved_iterations
+from megatron_dpop.checkpoints.digests import digests_here
+from megatron_dpop.checkpoints.intact import damage
 from megatron_dpop.config import Config
+from megatron_dpop.plan.choice import BYTES
 from megatron_dpop.plan.flops import adapter_parameters
 from megatron_dpop.plan.parameters import model_parameters
 
-BYTES = {"bf16": 2, "fp32": 4}
 MASTER_BYTES = 4  # of each parameter, in the optimizer
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -86,17 +89,19 @@ def before(config: Config, need: Expected) -> str:
 def removable(folder: Path, *, keep: int, best: int | None) -> Iterator[Path]:
     """Yields what a run that has ended can do without: older checkpoints, and its starting weights as converted.
 
-    The newest `keep` complete checkpoints and the best one stay, and with them all that the run goes on from. Nothing
-    is yielded of a run that has no complete checkpoint.
+    The newest `keep` checkpoints that hold the bytes that were written stay, whatever is newer than the first of them,
+    and the best one. They are read for it: older ones are all that a run has left where the newest is damaged. Nothing
+    is yielded of a run that has no whole checkpoint.
     """
     checkpoints = folder / "checkpoints"
     saved = saved_iterations(checkpoints)
-    complete = list(complete_iterations(checkpoints, lambda line: None)) if saved else []
-    if not complete:
+    complete = complete_iterations(checkpoints, lambda line: None) if saved else iter(())
+    intact = (step for step in complete if damage(checkpoints / iteration_name(step), digests_here) is None)
+    staying = list(islice(intact, keep))
+    if not staying:
         return
-    staying = {*complete[:keep], best}
     for iteration in saved:
-        if iteration not in staying and iteration < complete[0]:
+        if iteration not in (*staying, best) and iteration < staying[0]:
             yield checkpoints / iteration_name(iteration)
     if (folder / "initial").is_dir():
         yield folder / "initial"

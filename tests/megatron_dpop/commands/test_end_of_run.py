@@ -2,10 +2,14 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from megatron_dpop.checkpoints.digests import digests_here, named_digests
+from megatron_dpop.checkpoints.intact import content_files, write_checksums
 from megatron_dpop.commands.main import run
 from tests.commands import start, write_world
 
@@ -76,6 +80,36 @@ def test_clean_leaves_the_best_and_whatever_is_not_complete(
     assert "best.json: not readable" in capsys.readouterr().err
     assert run(["clean"]) == 2
     assert "clean: nothing is named" in capsys.readouterr().err
+
+
+def test_clean_leaves_an_older_checkpoint_where_the_newest_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older one is all that the run can go on from."""
+    monkeypatch.setattr("megatron_dpop.checkpoints.complete.incompleteness", lambda folder: None)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for step in (2, 4, 6):
+        folder = checkpoints / f"iter_{step:07d}"
+        folder.mkdir(parents=True)
+        (folder / "__0_0.distcp").write_bytes(b"weights")
+        write_checksums(folder, named_digests(content_files(folder), digests_here))
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text("6")
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    (checkpoints / "iter_0000006" / "__0_0.distcp").write_bytes(b"weighta")
+    assert run(["clean", str(tmp_path / "run")]) == 0
+    assert sorted(path.name[-1] for path in checkpoints.glob("iter_*")) == ["4", "6"]
+
+
+def test_clean_refuses_a_run_that_is_being_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    holder = "import sys, time\nfrom pathlib import Path\nfrom megatron_dpop.runtime.folder_lock import sole_writer\n"
+    holder += "with sole_writer(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    with subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert run(["clean", str(tmp_path)]) == 2
+        process.kill()
+    assert "is being written by" in capsys.readouterr().err
 
 
 def test_clean_removes_tokens_that_were_not_read_for_long(
