@@ -23,7 +23,14 @@ _LOSSES = {
     "orpo": "orpo",
     "simpo": "simpo",
 }
-_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
+WEIGHTS_ASSUMED = "data.train.weight: a share of each dataset, drawn by our own seed"
+_SCHEDULES = {
+    "cosine": "cosine",
+    "cosine_with_min_lr": "cosine",
+    "linear": "linear",
+    "constant": "constant",
+    "constant_with_warmup": "constant",
+}
 # What says nothing of the result: how a library works, or what it shows.
 _WITHOUT_EFFECT = {
     *("do_train", "do_eval", "do_predict", "overwrite_output_dir", "overwrite_cache", "preprocessing_num_workers"),
@@ -34,7 +41,17 @@ _WITHOUT_EFFECT = {
 }
 # What is read below.
 _READ = {
-    *("stage", "finetuning_type", "use_peft", "dataset_mixer", "dataset_splits", "dataset_name", "dataset_config"),
+    *(
+        "stage",
+        "finetuning_type",
+        "use_peft",
+        "dataset_mixer",
+        "dataset_mixture",
+        "lr_scheduler_kwargs",
+        "dataset_splits",
+        "dataset_name",
+        "dataset_config",
+    ),
     *("dataset_train_split", "dataset", "dataset_dir", "loss_type", "pref_loss", "beta", "pref_beta", "simpo_gamma"),
     *("label_smoothing", "rpo_alpha", "pref_ftx", "ld_alpha", "discopop_tau", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "max_steps", "num_train_epochs", "gradient_checkpointing", "lr_scheduler_type"),
@@ -131,8 +148,10 @@ def _number(tree: Mapping[str, Any], key: str, default: float) -> float:
 
 def _data(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
     """What is trained on: alignment-handbook's mixer with its splits, TRL's name, LLaMA-Factory's names."""
-    mixer = tree.get("dataset_mixer")
-    if isinstance(mixer, dict):
+    mixer, mixture = tree.get("dataset_mixer"), tree.get("dataset_mixture")
+    if isinstance(mixture, dict) and isinstance(mixture.get("datasets"), list):
+        _mixture(found, mixture)
+    elif isinstance(mixer, dict):
         train, test = _splits(tree)
         found.put(
             "data.train", [{"path": name, "split": train, "weight": float(share)} for name, share in mixer.items()]
@@ -140,7 +159,7 @@ def _data(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
         if test is not None:
             found.put("data.validation", [{"path": name, "split": test} for name in mixer])
         if any(float(share) != 1 for share in mixer.values()):
-            found.assumed.append("data.train.weight: a share of each dataset, drawn by our own seed")
+            found.assumed.append(WEIGHTS_ASSUMED)
     elif tree.get("dataset_name"):
         source = {"path": tree["dataset_name"], "split": tree.get("dataset_train_split", "train")}
         found.put("data.train", [source | ({"subset": tree["dataset_config"]} if tree.get("dataset_config") else {})])
@@ -158,6 +177,30 @@ def _data(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
     found.put("data.row_tokens", max(8192, 2 * int(found.config["data"]["max_tokens"])))
     found.put("data.too_long", "truncate_prompt")
     found.assumed.append("data.too_long: truncate_prompt, from the prompt's start; they cut elsewhere, or both sides")
+
+
+def _mixture(found: Converted, mixture: Mapping[str, Any]) -> None:
+    """What alignment-handbook and TRL's scripts train on today."""
+    sources = []
+    for entry in mixture["datasets"]:
+        if not isinstance(entry, dict) or not (name := entry.get("id") or entry.get("path")):
+            raise UserError(f"config from: dataset_mixture: {entry!r} names no dataset; give its id")
+        source = {"path": name, "split": entry.get("split") or "train"}
+        if entry.get("config") not in (None, "default"):
+            source["subset"] = entry["config"]
+        if entry.get("weight") is not None:
+            source["weight"] = _number(entry, "weight", 1.0)
+        sources.append(source)
+        # Columns are those of the dataset's format, which is recognised (docs/data.md).
+        read = {"id", "path", "split", "config", "weight", "columns"}
+        found.left_out += [f"dataset_mixture.datasets.{key}: {entry[key]!r}" for key in entry.keys() - read]
+    found.put("data.train", sources)
+    if any(source.get("weight", 1.0) != 1 for source in sources):
+        found.assumed.append(WEIGHTS_ASSUMED)
+    if mixture.get("test_split_size"):
+        found.left_out.append(
+            f"dataset_mixture.test_split_size: {mixture['test_split_size']!r}; hold pairs out with `data split`"
+        )
 
 
 def _splits(tree: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -219,6 +262,12 @@ def _optimizer(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
     section.setdefault("lr", 1e-6 if found.trainer == "TRL" else 5e-5)
     theirs = str(tree.get("lr_scheduler_type", "linear"))
     section["schedule"] = _SCHEDULES.get(theirs, "cosine")
+    options = dict(tree.get("lr_scheduler_kwargs") or {})
+    if theirs == "cosine_with_min_lr":
+        share = _number(options, "min_lr_rate", 0.0)
+        section["min_lr"] = _number(options, "min_lr", share * section["lr"])
+        options = {key: value for key, value in options.items() if key not in ("min_lr", "min_lr_rate")}
+    found.left_out += [f"lr_scheduler_kwargs.{key}: {value!r}" for key, value in options.items()]
     if theirs not in _SCHEDULES:
         found.left_out.append(f"lr_scheduler_type: {theirs!r}; cosine is taken in its place")
     warmup = _number(tree, "warmup_steps", 0)

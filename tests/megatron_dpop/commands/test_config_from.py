@@ -7,6 +7,7 @@ import yaml
 
 from megatron_dpop.commands.main import run
 from megatron_dpop.config.foreign import convert
+from megatron_dpop.config.load import config_from_dict
 from megatron_dpop.losses.registry import make_loss
 from tests.tiny import write_model, write_pairs
 
@@ -105,6 +106,34 @@ def test_llama_factory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (found["data"]["max_tokens"], found["train"]["global_batch_pairs"]) == (512, 8)
 
 
+MIXTURE = """
+model_name_or_path: m
+learning_rate: 2.0e-06
+lr_scheduler_type: cosine_with_min_lr
+lr_scheduler_kwargs: {min_lr_rate: 0.1}
+dataset_mixture:
+  datasets:
+    - {id: org/prefs, config: Preference, split: think, columns: [chosen, rejected], weight: 0.5}
+    - {id: org/others, config: default, seed: 3}
+  test_split_size: 2000
+"""
+
+
+def test_a_mixture_as_alignment_handbook_writes_it_today() -> None:
+    found = convert(yaml.safe_load(MIXTURE), gpus=1)
+    assert found.config["data"]["train"] == [
+        {"path": "org/prefs", "split": "think", "subset": "Preference", "weight": 0.5},
+        {"path": "org/others", "split": "train"},
+    ]
+    assert found.config["optimizer"]["schedule"] == "cosine"
+    assert found.config["optimizer"]["min_lr"] == pytest.approx(2e-7)
+    assert [line.partition(":")[0] for line in found.left_out] == [
+        "dataset_mixture.datasets.seed",
+        "dataset_mixture.test_split_size",
+    ]
+    config_from_dict(found.config, origin="test")
+
+
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
@@ -131,6 +160,7 @@ def test_the_losses_of_llama_factory(lines: str, expected: dict) -> None:
         ("model_name_or_path: m\nloss_type: [sigmoid, sft]\n", "has no counterpart"),
         ("model_name_or_path: m\nbeta: high\n", "beta: 'high' is no number"),
         ("- 1\n", "a mapping of keys, not list"),
+        ("model_name_or_path: m\ndataset_mixture: {datasets: [1]}\n", "1 names no dataset; give its id"),
         ("a:\n\tb: 1\n", "indented by a tab"),
     ],
 )
