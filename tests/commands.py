@@ -32,11 +32,19 @@ def start(*words: object, before: tuple[str, ...] = (), **options: object) -> su
     return subprocess.Popen(
         [*before, str(COMMAND), *map(str, words)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=options.pop("stderr", subprocess.STDOUT),  # type: ignore[arg-type]
         text=True,
         env={**environment, "MEGATRON_DPOP_DEVICE": "cpu", **options.pop("env", {})},  # type: ignore[dict-item]
         **options,  # type: ignore[call-overload]
     )
+
+
+def printed(*words: object) -> str:
+    """What `megatron-dpop WORDS` prints on the CPU, without what it says on standard error; it has to succeed."""
+    with start(*words, stderr=subprocess.PIPE) as process:
+        out, said = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, said
+    return out
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE_SECONDS) -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_missing_extra_is_named_with_a_command_that_adds_it(
     extra: str,
     package: str,
     modules: tuple[str, ...],
-    words: object,
+    words: Callable[[Path], list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -54,7 +55,7 @@ def test_a_missing_extra_is_named_with_a_command_that_adds_it(
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)  # as Python marks a module that cannot be imported
     monkeypatch.setattr("megatron_dpop.tracking.weights_and_biases.find_spec", lambda name: None)
-    command_line = words(tmp_path)  # type: ignore[operator]
+    command_line = words(tmp_path)
     capsys.readouterr()
     assert run(command_line) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -78,8 +79,7 @@ def test_the_command_works_as_printed(extra: str, tmp_path: Path, monkeypatch: p
     """It is run as far as naming what it would install: the environment of the tests stays as it is."""
     monkeypatch.chdir(tmp_path)
     command = install_command(extra)
-    if shutil.which(shlex.split(command)[0]) is None:
-        pytest.skip("neither pip nor uv here")
+    assert shutil.which(shlex.split(command)[0]) is not None, "the tests' own environment was made by one of these"
     found = subprocess.run(f"{command} --dry-run", shell=True, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert "Would" in found.stdout + found.stderr

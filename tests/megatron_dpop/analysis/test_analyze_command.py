@@ -1,16 +1,14 @@
 """`megatron-dpop analyze` from the command line; bad input is one line and exit code 2."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from megatron_dpop.commands.main import run
+from tests.commands import printed
 from tests.tiny import write_model, write_pairs
 
 
@@ -27,16 +25,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_megatron_checkpoint_against_hugging_face_folder_on_a_page(world: Path) -> None:
     hf_to_megatron(world / "tuned", world / "megatron", progress=False)
     options = ["--reference", world / "base", "--pairs", world / "pairs.jsonl", "--json", "--out", world / "page.html"]
-    done = subprocess.run(
-        [sys.executable, "-m", "megatron_dpop", "analyze", world / "megatron", *options, "--tensor", "2"],
-        env={**os.environ, "MEGATRON_DPOP_DEVICE": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(printed("analyze", world / "megatron", *options, "--tensor", "2"))
     assert [model["name"] for model in found["models"]] == ["reference", "megatron"]
     assert found["pairs"] == 4
     assert found["models"][0]["ches_rank_correlation"] is None

@@ -1,9 +1,6 @@
 """CHES is that of transformers' hidden states in float64, at every layout; a file of it filters pairs."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import torch
 
 from megatron_dpop.analysis.displacement import rank_correlation
 from megatron_dpop.commands.main import run
+from tests.commands import printed
 from tests.distributed import leave_model_parallel, run_ranks
 from tests.tiny import write_model, write_pairs
 
@@ -90,16 +88,7 @@ def test_the_command_writes_scores_that_filter_the_rows(
 ) -> None:
     pairs, scores, near = world / "pairs.jsonl", tmp_path / "scores.jsonl", tmp_path / "near.jsonl"
     options = ["--model", world / "model", "--scores", scores, "--json", "--precision.params", "fp32"]
-    done = subprocess.run(
-        [sys.executable, "-m", "megatron_dpop", "data", "inspect", pairs, *options, "--parallel.tensor", "2"],
-        env={**os.environ, "MEGATRON_DPOP_DEVICE": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = json.loads(printed("data", "inspect", pairs, *options, "--parallel.tensor", "2"))
     for name, values in zip(("ches", "ches_per_token"), expected.T, strict=True):
         assert report["ches"][name]["p50"] == pytest.approx(float(np.median(values)), rel=RELATIVE)
         written = [json.loads(line)[name] for line in scores.read_text().splitlines()]
