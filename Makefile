@@ -66,8 +66,9 @@ endif
 quickstart: .venv/.quickstart
 	.venv/bin/python examples/quickstart/run.py --run $(RUN) --uv $(UV) $(if $(MODEL),--model $(MODEL))
 
+# Two processes, a file of tests each at a time: many tests wait for one process of theirs.
 test: .venv/.dev
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: .venv/.dev .venv/.docs .venv/.eval
 	.venv/bin/python -m pytest -q -m slow --ignore tests/slurm $(SLOW)
