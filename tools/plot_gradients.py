@@ -17,10 +17,11 @@ from torch import Tensor
 
 from megatron_dpop.losses.contract import CompletionBatch
 from megatron_dpop.losses.registry import make_loss
+from megatron_dpop.pages.colours import light
 
 BETA, LAMBDA = 0.3, 50.0
 DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "loss_gradients.svg"
-COLORS = {"dpo": "tab:red", "dpop": "tab:blue"}
+LOSSES = ("dpo", "dpop")
 
 
 def losses_of(name: str, chosen_ratio: Tensor, rejected_ratio: Tensor) -> Tensor:
@@ -58,8 +59,8 @@ def target_logit_push(name: str, probability: Tensor, rejected_probability: floa
 def draw_loss(axes: plt.Axes) -> None:
     """Loss against the chosen log-ratio while the margin of the pair stays at 4 nats."""
     ratio = torch.linspace(-3, 3, 601, dtype=torch.float64)
-    for name, color in COLORS.items():
-        axes.plot(ratio, losses_of(name, ratio, ratio - 4.0), color=color, label=name.upper())
+    for name in LOSSES:
+        axes.plot(ratio, losses_of(name, ratio, ratio - 4.0), color=light(name), label=name.upper())
     axes.set_xlabel("log π(w)/ref(w), nats; margin fixed at 4 nats")
     axes.set_ylabel("loss")
     axes.set_title("The margin held, the chosen answer gained or lost", fontsize=10)
@@ -71,7 +72,7 @@ def draw_push(axes: plt.Axes) -> None:
     probability = torch.linspace(0.01, 0.99, 197, dtype=torch.float64)
     for name, label in (("dpo", "DPO; DPOP while π(w) ≥ ref(w)"), ("dpop", "DPOP while π(w) < ref(w)")):
         push = target_logit_push(name, probability, 0.5, ratio=-0.1)
-        axes.plot(probability, push, color=COLORS[name], label=label)
+        axes.plot(probability, push, color=light(name), label=label)
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set_yscale("symlog", linthresh=1.0)
     axes.set_xlabel("s(w), probability of the correct token; s(l) = 0.5")

@@ -16,9 +16,9 @@ import matplotlib.pyplot as plt
 from experiments import GROUPS, Experiment, dpo, dpop, ipo
 from matplotlib.axes import Axes
 
+from megatron_dpop.pages.colours import OTHERS, light
+
 CHOSEN, GAP = "logps/chosen", "logps/chosen_minus_reference"
-COLOURS = {"reference": "#6b7280", "dpo": "#c8501e", "dpop": "#1f63c6", "ipo": "#0b8570"}
-SHADES = ("#9a3fa8", "#c8501e", "#8a6d00", "#1f63c6")
 SPANS = {"before": "before the edit", "first": "first differing token", "after": "after the edit"}
 SIDES = {"chosen": "preferred", "rejected": "dispreferred"}
 
@@ -58,6 +58,13 @@ def label(one: Experiment) -> str:
 Coloured = Sequence[tuple[Experiment, str]]
 
 
+def coloured(experiments: Sequence[Experiment]) -> list[tuple[Experiment, str]]:
+    """A loss at the paper's values has its colour of every page; at other values one that no loss has."""
+    own = {one for kind in ("low-edit", "high-edit") for one in (dpo(kind), dpop(kind), ipo(kind))}
+    further = iter(OTHERS)
+    return [(one, light(one.loss) if one in own else next(further)[0]) for one in experiments]
+
+
 def curves(results: Results, experiments: Coloured, title: str) -> plt.Figure:
     """Left the log-probability of the preferred answers over steps, validation; right the same against the reference,
     training (thin: each step has other pairs) and validation (bold)."""
@@ -79,7 +86,7 @@ def curves(results: Results, experiments: Coloured, title: str) -> plt.Figure:
 def token_bars(results: Results, experiments: Coloured, title: str) -> plt.Figure:
     """Mean log-probability of tokens before, at and after the first differing one: the paper's figure 3."""
     pairs = experiments[0][0].pairs
-    bars = [("reference", results.reference(pairs), COLOURS["reference"])]
+    bars = [("reference", results.reference(pairs), light("reference"))]
     bars += [(label(one), results.of_tokens(one), colour) for one, colour in experiments]
     figure, both = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained", sharey=True)
     width = 0.8 / len(bars)
@@ -144,16 +151,11 @@ def draw(results: Results, output: Path) -> None:
     }
     output.mkdir(parents=True, exist_ok=True)
     for name, (make, experiments, title) in wanted.items():
-        is_by_loss = len({one.loss for one in experiments}) == len(experiments)
-        coloured = [
-            (one, COLOURS[one.loss] if is_by_loss else shade)
-            for one, shade in zip(experiments, (*SHADES, *SHADES), strict=False)
-            if results.has(one)
-        ]
-        if len(coloured) < len(experiments):
-            print(f"{name}: {len(coloured)} of {len(experiments)} runs are finished")
-        if len(coloured) > 1:
-            figure = make(results, coloured, title)
+        finished = [(one, colour) for one, colour in coloured(experiments) if results.has(one)]
+        if len(finished) < len(experiments):
+            print(f"{name}: {len(finished)} of {len(experiments)} runs are finished")
+        if len(finished) > 1:
+            figure = make(results, finished, title)
             figure.savefig(output / f"{name}.svg", metadata={"Date": None})
             plt.close(figure)
 

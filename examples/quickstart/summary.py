@@ -24,17 +24,17 @@ ROWS = {
 
 
 def summarise(run: Path, base: Path, pairs: Path) -> None:
-    """Prints the validation before and after each loss, and writes the report with the same table."""
+    """Prints the validation before and after each loss, and writes the report, which has those numbers of its own."""
     disable_progress_bar()
     dpo, dpop = (_validations(run / name) for name in ("dpo", "dpop"))
     sample = pyarrow.parquet.read_table(pairs / "validation.parquet").slice(0, 1).to_pylist()[0]
     states = (dpop[0], dpo[-1], dpop[-1])
     rows = [TableRow(label, [f"{state[name]:.3f}" for state in states]) for label, name in ROWS.items()]
     folders = (base, run / "dpo" / "hf", run / "dpop" / "hf")
-    rows.append(TableRow("a sample answer (nats)", [f"{answer_logp(folder, sample):.2f}" for folder in folders]))
-    corner, columns = "validation pairs", ("before", "after DPO", "after DPOP")
-    table = TerminalTable(corner, *columns)
-    for row in rows:
+    of_sample = TableRow("a sample answer (nats)", [f"{answer_logp(folder, sample):.2f}" for folder in folders])
+    columns = ("before", "after DPO", "after DPOP")
+    table = TerminalTable("validation pairs", *columns)
+    for row in (*rows, of_sample):
         table.add_row(row.label, *row.cells)
     Console().print(table)
     explanation = (
@@ -42,9 +42,9 @@ def summarise(run: Path, base: Path, pairs: Path) -> None:
         "chosen answer fall below its reference."
     )
     section = Section(
-        title="Before, after DPO, after DPOP",
-        paragraphs=(explanation, f"Sample prompt: {sample['prompt']}", f"Its chosen answer: {sample['chosen']}"),
-        tables=(Table(columns, rows, corner=corner),),
+        title="One answer before, after DPO, after DPOP",
+        paragraphs=(explanation, f"Prompt: {sample['prompt']}", f"Chosen answer: {sample['chosen']}"),
+        tables=(Table(columns, (of_sample,), corner="by plain transformers"),),
     )
     write_report(
         [run / "dpo", run / "dpop"], run / "report.html", title="Quickstart: DPO and DPOP", extra_sections=(section,)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from megatron_dpop.analysis.displacement import Displacement, displacement, rank_correlation
-from megatron_dpop.analysis.request import Request
+from megatron_dpop.analysis.request import Model, Request
 from megatron_dpop.analysis.spans import (
     OFFSETS,
     SIDES,
@@ -33,6 +33,7 @@ from megatron_dpop.training.validation import validation_steps
 class ModelResult:
     name: str
     folder: str
+    loss: str | None  # that a run trained with
     logps: Sequence[PairLogps]
     sides: dict[str, SideSummary]  # by SIDES
     fell: Mean | None  # share of chosen completions below the reference after the edit; None without a reference
@@ -106,18 +107,19 @@ def analyze(request: Request, device: torch.device) -> Analysis:
             with console.progress(f"{model.name}, hidden states", validation_steps(source)) as bar:
                 ches = displacement(engine, source, bar.update)
         base = models[0].logps if models and request.has_reference else None
-        models.append(_result(model.name, str(model.folder), logps, pairs, base))
+        models.append(_result(model, logps, pairs, base))
     return Analysis(pairs, models, request.has_reference, ches)
 
 
 def _result(
-    name: str, folder: str, logps: Sequence[PairLogps], pairs: Sequence[PairTokens], base: Sequence[PairLogps] | None
+    model: Model, logps: Sequence[PairLogps], pairs: Sequence[PairTokens], base: Sequence[PairLogps] | None
 ) -> ModelResult:
     common = [pair.common for pair in pairs]
     by_side = {side: [getattr(pair, side) for pair in logps] for side in SIDES}
     return ModelResult(
-        name,
-        folder,
+        model.name,
+        str(model.folder),
+        model.loss,
         logps,
         {side: summarise(values, common) for side, values in by_side.items()},
         None if base is None else share_below(by_side["chosen"], [pair.chosen for pair in base], common),

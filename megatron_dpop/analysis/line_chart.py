@@ -7,8 +7,8 @@ from xml.sax.saxutils import escape
 
 from megatron_dpop.report.text import MINUS
 
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 40
+WIDTH, HEIGHT = 560, 320
+LEFT, RIGHT, TOP, BOTTOM = 66, 16, 14, 62
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ def line_chart(lines: Sequence[Line], *, label: str, x_title: str, has_dots: boo
         parts.append(f'<path class="{kind}" d="M{LEFT} {down(y):.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{down(y) + 4:.1f}" text-anchor="end">{_short(y)}</text>')
     parts += [
-        f'<text x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{_short(x)}</text>'
+        f'<text x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 24}" text-anchor="middle">{_short(x)}</text>'
         for x in ticks_x
         if left <= x <= right
     ]
     parts.append(f'<path class="zero" d="M{across(0):.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
     parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_title)}</text>'
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_title)}</text>'
     )
     for line in lines:
         places = [f"{across(x):.1f} {down(y):.1f}" for x, y in line.points]

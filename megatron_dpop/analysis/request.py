@@ -31,6 +31,7 @@ KEPT_OF_TRAINING = ("global_batch_pairs", "deterministic")
 class Model:
     name: str
     folder: Path  # Hugging Face or Megatron
+    loss: str | None = None  # that a run trained with
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class _Subject:
     config: Config | None = None  # of a run
 
     @property
+    def loss(self) -> str | None:
+        return None if self.config is None else self.config.loss.name
+
+    @property
     def reference(self) -> str | None:
         return None if self.config is None else self.config.reference.model or self.config.model.path
 
@@ -71,10 +76,10 @@ def read_request(
     run's own is left.
     """
     found = [_read_subject(path) for path in subjects]
-    named = [(name, str(one.weights)) for name, one in zip(distinct_names(subjects), found, strict=True)]
+    named = [(name, str(one.weights), one.loss) for name, one in zip(distinct_names(subjects), found, strict=True)]
     base = _reference(found, reference)
     if base is not None:
-        named.insert(0, (REFERENCE, base))
+        named.insert(0, (REFERENCE, base, None))
     models, architecture = _read_models(named)
     config = _config(found[0], models[-1].folder, pairs, architecture, overrides, has_layout=has_layout)
     check_config(config, architecture)
@@ -111,13 +116,13 @@ def _read_subject(path: Path) -> _Subject:
     raise UserError(f"{path}: the run has no trained weights (checkpoints/ or hf/) yet; wait for its first checkpoint")
 
 
-def _read_models(named: Sequence[tuple[str, str]]) -> tuple[tuple[Model, ...], Architecture]:
-    """Models of (name, weights), all of one architecture."""
+def _read_models(named: Sequence[tuple[str, str, str | None]]) -> tuple[tuple[Model, ...], Architecture]:
+    """Models of (name, weights, loss), all of one architecture."""
     models: list[Model] = []
     shapes: list[Architecture] = []
-    for name, weights in named:
+    for name, weights, loss in named:
         folder, architecture = read_model(weights, key=name)
-        models.append(Model(name, folder))
+        models.append(Model(name, folder, loss))
         shapes.append(architecture)
         if architecture != shapes[0]:
             raise UserError(f"{folder}: is of another shape than {models[0].folder}; analyze one shape at a time")

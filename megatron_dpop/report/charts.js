@@ -4,6 +4,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const LABEL_HEIGHT = 16;
 const MOST_RINGS = 40;
+const FEWEST_JOINED = 5; // validation points that a line joins: between fewer, it reads as a trend that nobody measured
 const pen = document.createElement("canvas").getContext("2d");
 
 function svg(name, attributes, parent, text) {
@@ -30,7 +31,8 @@ class Chart {
     this.plot.setAttribute("aria-label", `${spec.title}: arrow keys read the values`);
     this.plot.addEventListener("pointermove", (event) => this.pointAt(event.clientX));
     this.plot.addEventListener("pointerdown", (event) => this.pointAt(event.clientX));
-    this.plot.addEventListener("pointerleave", () => this.leave());
+    this.plot.addEventListener("pointerleave", (event) => event.pointerType === "touch" || this.leave());
+    document.addEventListener("pointerdown", (event) => this.plot.contains(event.target) || this.leave());
     this.plot.addEventListener("blur", () => this.leave());
     this.plot.addEventListener("keydown", (event) => this.press(event));
   }
@@ -110,7 +112,7 @@ class Chart {
   }
 
   drawSeries(series) {
-    this.drawLine(series, series.smooth || series.points, series.split);
+    if (isJoined(series)) this.drawLine(series, series.smooth || series.points, series.split);
     const finite = series.points.filter((point) => point[1] !== null);
     const dots = { validation: finite.length <= MOST_RINGS && "ring", train: finite.length === 1 && "disc" };
     const name = dots[series.split];
@@ -247,6 +249,10 @@ class Chart {
     const isAmount = this.spec.unit && this.spec.unit !== "nats";
     return formatValue(value, this.spec.style, this.spec.zero === "reference") + (isAmount ? ` ${this.spec.unit}` : "");
   }
+}
+
+function isJoined(series) {
+  return series.split === "train" || series.points.length >= FEWEST_JOINED;
 }
 
 function lastFinite(points) {

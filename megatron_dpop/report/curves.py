@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from dpop_base.metric_names import VALIDATION
 from megatron_dpop.report.catalogue import Metric
+from megatron_dpop.report.coincide import Line, overlaps
 from megatron_dpop.report.run import ReportedRun
 
 MOST_POINTS = 800  # of one line: about one a pixel of the widest chart
@@ -25,16 +26,19 @@ Points = list[CurvePoint]
 def chart(metric: Metric, runs: Sequence[ReportedRun]) -> dict[str, Any]:
     """What the page's script draws: see charts.js."""
     series = []
+    lines: dict[str, list[Line]] = {"train": [], "validation": []}
     for index, run in enumerate(runs):
         for split, prefix in (("train", ""), ("validation", VALIDATION)):
             points = [CurvePoint(step, finite(value)) for step, value in run.series(prefix + metric.key)]
             if points:
                 series.append(_series(index, split, points))
+                lines[split].append((run.name, dict(points)))
     values = [p.value for one in series for p in one["points"] if p.value is not None]
     return {
         "id": "chart-" + "".join(c if c.isalnum() else "-" for c in metric.key),
         "title": metric.title,
         "note": metric.note,
+        "overlaps": overlaps(lines),
         "unit": metric.unit,
         "style": metric.style,
         "zero": metric.zero,

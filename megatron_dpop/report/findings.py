@@ -10,6 +10,7 @@ from megatron_dpop.report.run import ReportedRun
 from megatron_dpop.report.tables import result_prefix, result_steps
 from megatron_dpop.report.text import number
 
+_SAME = "all that it logged but the clock is the same to the last digit, and the curves lie on each other"
 SAME_NATS = 0.005  # rounds to 0.00: neither likelier nor less likely
 
 
@@ -27,7 +28,8 @@ class RunFinding:
     notes: Sequence[str]
 
 
-def finding(run: ReportedRun) -> RunFinding:
+def finding(run: ReportedRun, *, same_as: str | None = None) -> RunFinding:
+    """`same_as`: an earlier run with the same numbers."""
     values = _final_values(run)
     return RunFinding(
         name=run.name,
@@ -37,7 +39,7 @@ def finding(run: ReportedRun) -> RunFinding:
         accuracy=number(values[ACCURACY], style="percent") if ACCURACY in values else "",
         sentence=_sentence(run, values),
         health=health_notes(run),
-        notes=run.notes,
+        notes=run.notes if same_as is None else (f"Coincides with {same_as}: {_SAME}.", *run.notes),
     )
 
 
@@ -50,15 +52,14 @@ def _final_values(run: ReportedRun) -> dict[str, float]:
 
 
 def _loss(run: ReportedRun) -> str:
-    name = run.config.get("loss.name")
-    if name is None:
+    if run.loss is None:
         return ""
     settings = [
         f"{key.removeprefix('loss.')} {value}"
         for key, value in run.config.items()
         if key.startswith("loss.") and key != "loss.name"
     ]
-    return ", ".join([str(name), *settings])
+    return ", ".join([run.loss, *settings])
 
 
 def _progress(run: ReportedRun) -> str:

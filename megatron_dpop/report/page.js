@@ -6,6 +6,7 @@
   const hidden = new Set(); // "run 0", "split train"
   const isShown = (series) => !hidden.has(`run ${series.run}`) && !hidden.has(`split ${series.split}`);
   const charts = specs.map((spec) => new Chart(document.getElementById(spec.id), spec, runs, isShown));
+  const hasJoined = specs.some((spec) => spec.series.some((one) => one.split === "validation" && isJoined(one)));
   const PRINTED_WIDTH = { large: 680, small: 320 }; // pixels, of a chart on a sheet of A4 or Letter
 
   function drawAll(widths) {
@@ -39,7 +40,7 @@
     const key = svg("svg", { class: "key", viewBox: "0 0 22 10", "aria-hidden": "true" });
     const line = { x1: 0, x2: 22, y1: 5, y2: 5, stroke: "currentColor", "stroke-width": kind === "run" ? 4 : 2 };
     if (label !== "validation") return svg("line", { ...line, "stroke-linecap": "round" }, key), key;
-    svg("line", { ...line, "stroke-dasharray": "1 5", "stroke-linecap": "round" }, key);
+    if (hasJoined) svg("line", { ...line, "stroke-dasharray": "1 5", "stroke-linecap": "round" }, key);
     svg("circle", { cx: 11, cy: 5, r: 4, stroke: "currentColor", "stroke-width": 2, fill: "var(--surface)" }, key);
     return key;
   }

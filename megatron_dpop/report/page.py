@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_dpop.pages import colour, render_page, write_page
+from megatron_dpop.pages import render_page, series_colours, write_page
 from megatron_dpop.report.catalogue import Metric, arrange
+from megatron_dpop.report.coincide import same_values
 from megatron_dpop.report.curves import chart
 from megatron_dpop.report.findings import finding
 from megatron_dpop.report.run import ReportedRun, read_runs
@@ -30,12 +31,13 @@ def render(runs: Sequence[ReportedRun], *, title: str | None = None, extra_secti
     main, others = arrange(name for run in runs for name in run.names)
     config = side_by_side(runs, lambda run: run.config)
     samples = sample_section(runs)
+    colours = series_colours([run.loss for run in runs])
     return render_page(
         HERE,
-        series=len(runs),
+        colours=colours,
         title=title or _title(runs),
-        runs=[{"name": run.name, "colour": colour(at)} for at, run in enumerate(runs)],
-        findings=[finding(run) for run in runs],
+        runs=[{"name": run.name, "colour": one} for run, one in zip(runs, colours, strict=True)],
+        findings=[finding(run, same_as=one) for run, one in zip(runs, same_values(runs), strict=True)],
         main=_drawn(main, runs),
         others=_drawn(others, runs),
         extra_sections=[*extra_sections, *([samples] if samples else [])],

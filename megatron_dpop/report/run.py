@@ -37,6 +37,12 @@ class ReportedRun:
         return series[-1][1] if series else None
 
     @property
+    def loss(self) -> str | None:
+        """The loss's name; None where the config does not tell."""
+        name = self.config.get("loss.name")
+        return name if isinstance(name, str) else None
+
+    @property
     def names(self) -> list[str]:
         """Every metric's name, in the order of its first appearance."""
         return list(dict.fromkeys(name for values in self.metrics.values() for name in values))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint_convert.commands import run as checkpoint_convert
+from tests.megatron_dpop.report.runs import write_run
 from tests.tiny import write_config, write_model, write_pairs
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
@@ -53,3 +55,28 @@ def test_the_next_commands_work_as_printed(tmp_path: Path, monkeypatch: pytest.M
     assert (run / "tokens.html").exists()
     assert (run / "ipo" / "hf" / "config.json").exists()
     assert (run / "three.html").exists()
+
+
+def test_the_report_has_each_number_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured on the validation pairs stands under Results; the quickstart's own table has the rest."""
+    import pyarrow.json
+    import pyarrow.parquet
+
+    monkeypatch.syspath_prepend(str(QUICKSTART))
+    from summary import summarise  # type: ignore[import-not-found]
+
+    model = write_model(tmp_path / "model")
+    for loss, end in (("dpo", -6.1), ("dpop", 1.8)):
+        write_run(tmp_path / loss, loss=loss, end=end)
+        (tmp_path / loss / "hf").symlink_to(model)
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    read = pyarrow.json.read_json(write_pairs(tmp_path / "pairs.jsonl", 2))
+    pyarrow.parquet.write_table(read, pairs / "validation.parquet")
+    summarise(tmp_path, model, pairs)
+    tables = re.findall(r"<table.*?</table>", (tmp_path / "report.html").read_text(encoding="utf-8"), re.DOTALL)
+    labels = [re.findall(r'<th scope="(?:row|col)">(?:<i[^>]*></i>)?([^<]+)', table) for table in tables]
+    own = next(found for found in labels if "after DPOP" in found)
+    assert own == ["by plain transformers", "before", "after DPO", "after DPOP", "a sample answer (nats)"]
+    results = next(found for found in labels if "dpop, after 20 steps" in found)
+    assert {"Accuracy", "Margin", "Rejected log-probability, nats"} <= set(results)

@@ -87,6 +87,16 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def tap(self, x: float, y: float) -> None:
+        self.call("Emulation.setTouchEmulationEnabled", enabled=True)
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.wait_for_frame()
+        self.call("Emulation.setTouchEmulationEnabled", enabled=False)
+
+    def press(self, key: str) -> None:
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key)
+
     def screenshot(self, target: Path) -> None:
         """The whole page, beyond the window."""
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]

@@ -58,10 +58,11 @@ def test_draws_everything_without_a_complaint(chrome: Browser, page: Path, width
     chrome.open(page, width=width, is_dark=is_dark)
     assert chrome.complaints() == []
     assert chrome.requests() == [page.resolve().as_uri()]
-    assert chrome.evaluate(LINES) == 4
+    assert chrome.evaluate(LINES) == 2
     assert chrome.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out sideways
     drawn = "[...document.querySelectorAll('main > section .plot')].every(p => p.querySelectorAll('path').length >= 2)"
     assert chrome.evaluate(drawn)
+    assert chrome.evaluate(f"{LARGE}.querySelectorAll('circle.ring').length") == 4
     assert chrome.evaluate(CLIPPED) == []
 
 
@@ -89,8 +90,8 @@ def test_legend_toggles_a_run_in_every_chart_and_back(chrome: Browser, page: Pat
     assert "\N{MINUS SIGN}4" in chrome.evaluate(f"[...{LARGE}.querySelectorAll('text')].map(t => t.textContent)")
     button = "document.querySelector('.legend button[data-series=\"run 0\"]')"
     _click(chrome, button)
-    assert chrome.evaluate(LINES) == 2
-    assert chrome.evaluate("document.querySelectorAll('.chart.small')[2].querySelectorAll('path').length") == 2
+    assert chrome.evaluate(LINES) == 1
+    assert chrome.evaluate("document.querySelectorAll('.chart.small')[2].querySelectorAll('path').length") == 1
     states = "[...document.querySelectorAll('button[data-series=\"run 0\"]')].map(b => b.getAttribute('aria-pressed'))"
     assert chrome.evaluate(states) == ["false", "false"]  # both legends
     labels = chrome.evaluate(f"[...{LARGE}.querySelectorAll('text')].map(t => t.textContent)")
@@ -103,7 +104,7 @@ def test_legend_toggles_a_run_in_every_chart_and_back(chrome: Browser, page: Pat
 def test_legend_toggles_train_and_validation(chrome: Browser, page: Path) -> None:
     chrome.open(page)
     _click(chrome, "document.querySelector('button[data-series=\"split train\"]')")
-    assert chrome.evaluate(f"{LARGE}.querySelectorAll('path.validation').length") == 2
+    assert chrome.evaluate(f"{LARGE}.querySelectorAll('circle.ring').length") == 4
     assert chrome.evaluate(f"{LARGE}.querySelectorAll('path.train').length") == 0
     _click(chrome, "document.querySelector('button[data-series=\"split validation\"]')")
     assert "Nothing selected" in chrome.evaluate(f"{LARGE}.querySelector('.plot').textContent")
@@ -127,6 +128,26 @@ def test_pointer_and_keys_tell_the_values(chrome: Browser, page: Path) -> None:
     chrome.call("Input.dispatchKeyEvent", type="keyDown", key="Escape")
     assert chrome.evaluate(tooltip) is None
     assert chrome.complaints() == []
+
+
+def test_a_touch_tells_the_values_until_the_next_one(chrome: Browser, page: Path) -> None:
+    chrome.open(page, width=360)
+    x, y = _centre(chrome, f"{LARGE}.querySelector('.plot svg')")
+    chrome.tap(x, y)
+    assert chrome.evaluate("document.querySelector('.tooltip').textContent").startswith("Step ")
+    chrome.tap(*_centre(chrome, f"{LARGE}.querySelector('h3')"))
+    assert chrome.evaluate("document.querySelector('.tooltip')") is None
+
+
+def test_a_line_joins_validations_only_where_they_are_many(chrome: Browser, tmp_path: Path) -> None:
+    """Between two it would read as a trend that nobody measured."""
+    for every, joined in ((20, False), (10, False), (5, True)):
+        run = write_run(tmp_path / f"every-{every}", rows=metrics(20, end=1.8, validate_every=every))
+        write_report([run], tmp_path / "report.html")
+        chrome.open(tmp_path / "report.html")
+        assert chrome.evaluate("document.querySelectorAll('path.validation').length > 0") == joined
+        assert chrome.evaluate("document.querySelectorAll('.legend .key [stroke-dasharray]').length > 0") == joined
+        assert chrome.evaluate(f"{LARGE}.querySelectorAll('circle.ring').length") == 20 // every + 1
 
 
 def test_more_curves_are_drawn_when_opened(chrome: Browser, page: Path) -> None:
