@@ -1,9 +1,10 @@
-"""The site builds without a warning, and reading it asks nobody else for anything."""
+"""The site builds without a warning, reading it asks nobody else for anything, and its search works from the disk."""
 
 import functools
 import http.server
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.documents.commands import ROOT
-from tests.megatron_dpop.report.chromium import browser, find_chromium
+from tests.megatron_dpop.report.chromium import Browser, browser, find_chromium
 
 pytestmark = pytest.mark.slow
 PAGES = ("index.html", "plan.html", "losses.html", "reference/config.html", "reference/commands.html")
@@ -42,7 +43,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:
-    """The site as a server gives it: from the disk a browser reads no search index."""
+    """The site as a server gives it."""
     handler = functools.partial(_Quiet, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -61,3 +62,46 @@ def test_pages_ask_for_nothing_and_stay_within_a_phone(address: str, tmp_path: P
                 assert page.complaints() == [], name
                 assert [url for url in page.requests() if not url.startswith(address)] == [], name
                 assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} at {width}"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_search_finds_a_word_from_the_disk_and_from_a_server(
+    site: Path, address: str, tmp_path: Path, width: int
+) -> None:
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("needs Chromium")
+    with browser(chromium, tmp_path / "profile") as page:
+        for start in (site.resolve().as_uri(), address):
+            page.open(f"{start}/reference/metrics.html", width=width)
+            page.click(*page.evaluate(OPENER))  # a phone has a button, a wide window the field itself
+            page.type("interleaved")
+            assert re.fullmatch(r"\d+ matching documents", _said(page)), start
+            found = page.evaluate(f"[...document.querySelectorAll('{LINK}')].map(link => link.href)")
+            assert f"{start}/parallel.html?h=interleaved" in found
+            page.type("overtheworld")
+            assert _said(page) == "No matching documents", start
+            assert page.complaints() == []
+            assert [url for url in page.requests() if not url.startswith(start)] == []
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+LINK = ".md-search-result__link"
+OPENER = """[...document.querySelectorAll('.md-header label[for="__search"], .md-search__input')].map(
+    element => element.getBoundingClientRect()).filter(box => box.width && box.left >= 0).map(
+    box => [box.left + box.width / 2, box.top + box.height / 2])[0]"""
+
+
+def _said(page: Browser) -> str:
+    """What the search says when it has said nothing new for half a second; the index is read on the first word."""
+    script = """(async () => {
+        const said = () => document.querySelector('.md-search-result__meta').textContent;
+        for (let tries = 0, same = 0, last = ''; tries < 100 && same < 5; tries++) {
+            await new Promise(done => setTimeout(done, 100));
+            same = said() === last && /matching/.test(last) ? same + 1 : 0;
+            last = said();
+        }
+        return said();
+    })()"""
+    said: str = page.evaluate(script)
+    return said

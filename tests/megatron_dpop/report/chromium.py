@@ -97,6 +97,11 @@ class Browser:
     def press(self, key: str) -> None:
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key)
 
+    def type(self, text: str) -> None:
+        for character in text:
+            self.call("Input.dispatchKeyEvent", type="keyDown", key=character, text=character)
+            self.call("Input.dispatchKeyEvent", type="keyUp", key=character)
+
     def screenshot(self, target: Path) -> None:
         """The whole page, beyond the window."""
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
