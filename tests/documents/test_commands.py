@@ -40,6 +40,7 @@ OF_OTHERS = {
     "$EDITOR": "edits", "tail": "shows a log", "cat": "shows a file", "export": "the shell's", "eval": "the shell's",
     "cd": "the shell's", "source": "the shell's", "git": "FastChat's repository",
     "apt-get": "a private SLURM, Debian's packages",
+    "docker": "needs Docker and a base of gigabytes", "apptainer": "needs Apptainer, and the same",
     "lm_eval": "needs vLLM and a GPU", "gen_model_answer.py": "FastChat: needs a GPU",
     "gen_judgment.py": "FastChat: needs a judge behind a network", "show_result.py": "FastChat",
 }  # fmt: skip

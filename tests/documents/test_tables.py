@@ -61,6 +61,13 @@ def test_scripts() -> None:
     assert set(quoted(first_cells("cluster.md", "# On a SLURM cluster"))) == scripts
 
 
+def test_containers() -> None:
+    folders = (ROOT / "docker", ROOT / "examples" / "kubernetes", ROOT / "examples" / "skypilot")
+    files = {str(path.relative_to(ROOT)) for folder in folders for path in folder.iterdir()}
+    cells = first_cells("containers.md", "# Containers, Kubernetes and clouds")
+    assert {cell.strip("`") for cell in cells} == files
+
+
 def test_recipes() -> None:
     recipes = {path.stem for path in (ROOT / "examples" / "recipes").glob("*.yaml")}
     assert set(quoted(first_cells("cluster.md", "## Recipes"))) == recipes
