@@ -5,20 +5,17 @@
                                                               and runs are in FOLDER, and the first two are made there
     python examples/recipes/stages.py CONFIG CONFIG ...       configs of your own: writes nothing
 
-A recipe has `config`, what all stages share, and either `stages`, each of which begins with the weights of the one
-before, or `runs`, which are independent. Prints a line for each: the config's path, its run.dir and, where its weights
-are an earlier stage's, the model that the chain began with; tabs between them.
+`megatron_dpop.config.recipes` says what a recipe is. Prints a line for each stage: its config's path, its run.dir and,
+where its weights are an earlier stage's, the model that the chain began with; tabs between them.
 """
 
 import argparse
-import copy
 import sys
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-Tree = dict[str, Any]
+from megatron_dpop.config.recipes import Tree, expand, is_recipe, merge
 
 
 def main() -> int:
@@ -39,36 +36,6 @@ def main() -> int:
     return 0
 
 
-def is_recipe(tree: Tree) -> bool:
-    return "stages" in tree or "runs" in tree
-
-
-def expand(recipe: Tree) -> list[Tree]:
-    """The configs of a recipe, in order, with a name in each (`run.dir` ends in it)."""
-    stages = recipe.get("stages") or recipe["runs"]
-    configs: list[Tree] = []
-    for number, stage in enumerate(stages, start=1):
-        own = {section: value for section, value in stage.items() if section != "name"}
-        config = merge(recipe["config"], own)
-        folder = Path(config["run"]["dir"])
-        config["run"]["dir"] = str(folder / (f"{number}-{stage['name']}" if "stages" in recipe else stage["name"]))
-        if "stages" in recipe:
-            config.setdefault("checkpoint", {}).setdefault("export_hf", number == len(stages))
-            if configs:
-                config["model"]["path"] = str(Path(configs[-1]["run"]["dir"]) / "checkpoints")
-        configs.append(config)
-    return configs
-
-
-def merge(tree: Tree, over: Tree) -> Tree:
-    """`over` key by key over `tree`; another loss takes nothing from the one before."""
-    merged = copy.deepcopy(tree)
-    for key, value in over.items():
-        whole = not isinstance(value, dict) or not isinstance(merged.get(key), dict) or key == "loss"
-        merged[key] = copy.deepcopy(value) if whole else merge(merged[key], value)
-    return merged
-
-
 def tiny_stages(recipe: Tree, folder: Path) -> list[Tree]:
     """The recipe's stages with its `tiny` override, all of their files in `folder`, where model and data are made."""
     from tiny import write_data, write_model
@@ -83,7 +50,7 @@ def tiny_stages(recipe: Tree, folder: Path) -> list[Tree]:
 
 def relocate(config: Tree, folder: Path) -> Tree:
     """The config with every path in `folder`."""
-    moved = copy.deepcopy(config)
+    moved = merge(config, {})
     for section, key in (("model", "path"), ("reference", "cache"), ("run", "dir")):
         if key in moved.get(section, {}):
             moved[section][key] = str(folder / moved[section][key])

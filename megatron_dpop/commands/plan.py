@@ -2,28 +2,23 @@
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.locate import assets_folder
-from dpop_base.architectures import read_architecture
 from dpop_base.errors import UserError
-from megatron_dpop.commands.plan_text import show_plan, show_search, show_weak_scaling
-from megatron_dpop.config import Config, load_config
-from megatron_dpop.config.expert_layout import check_with_experts
+from megatron_dpop.commands.plan_inputs import Stage, read_asked, whole_numbers
+from megatron_dpop.commands.plan_run_text import Planned, show_recipe, show_run
+from megatron_dpop.commands.plan_text import show_fewest, show_plan, show_search, show_weak_scaling
 from megatron_dpop.config.precision import check_precision
 from megatron_dpop.plan.choice import LayoutChoice, check_choice
 from megatron_dpop.plan.fits import check_memory
-from megatron_dpop.plan.from_config import choice_of, pair_workload
-from megatron_dpop.plan.hardware import DEVICES
-from megatron_dpop.plan.plan import Plan, Setting, as_json, make_plan
+from megatron_dpop.plan.from_config import choice_of
+from megatron_dpop.plan.hardware import DEVICES, Hardware
+from megatron_dpop.plan.plan import Setting, as_json, make_plan, pair_flops
 from megatron_dpop.plan.search import fewest_by_method, methods, ranked, weak_scaling
-from megatron_dpop.plan.workload import Workload
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "qwen.tiktoken")
-# Medians of MetaMath-like pairs: a question, a worked answer, and the same answer with one number changed.
-TYPICAL_PAIR = (90, 190, 95)
+from megatron_dpop.plan.whole_run import run_time
 
 
 def register(subparsers: Any) -> None:
@@ -35,9 +30,9 @@ def register(subparsers: Any) -> None:
         "Any key of the config can be overridden: --section.key VALUE.",
         epilog="example: megatron-dpop plan config.yaml --device h100 --gpus 64 --parallel.tensor 8",
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file: a config, or a recipe of several")
     parser.add_argument("--device", choices=sorted(DEVICES), default="h100", help="default h100 (80 GB)")
-    parser.add_argument("--gpus", type=int, metavar="N", help="default: one replica of the model")
+    parser.add_argument("--gpus", type=int, metavar="N", help="default: a recipe's own, or one replica of the model")
     parser.add_argument("--search", action="store_true", help="rank the layouts of these GPUs instead")
     parser.add_argument(
         "--weak-scaling", metavar="N,N,...", help="best layout at each number of GPUs, the batch growing with it"
@@ -47,95 +42,96 @@ def register(subparsers: Any) -> None:
         metavar="PROMPT,COMPLETION,COMMON",
         help="tokens of a typical pair, COMMON of them shared by its completions, in place of data.train's",
     )
+    parser.add_argument("--price", type=float, metavar="P", help="of a GPU for an hour: says what the run costs")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(run=_plan, takes_overrides=True)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config, arguments.overrides)
-    setting, source = _setting(config, arguments)
-    choice = choice_of(config)
-    of_one_replica = config.parallel.fewest_ranks
-    devices = of_one_replica if arguments.gpus is None else arguments.gpus
-    if devices < 1:
-        raise UserError(f"--gpus: {devices} is not a number of devices; give 1 or more")
-    if arguments.weak_scaling:
-        _show_weak_scaling(setting, choice, _numbers(arguments.weak_scaling, key="--weak-scaling"), arguments.json)
-    elif arguments.search:
-        _show_search(setting, choice, devices, arguments.json)
-    else:
-        if devices % of_one_replica:
+    _check_options(arguments)
+    asked = read_asked(arguments.config, arguments.overrides, arguments.pair)
+    hardware = DEVICES[arguments.device]
+    if arguments.weak_scaling or arguments.search:
+        if asked.is_recipe:
             raise UserError(
-                f"--gpus: {devices} is not a multiple of {of_one_replica}, the GPUs that one replica of the model takes"
+                f"{arguments.config}: is a recipe; give the config of one stage to --search, --weak-scaling"
             )
-        choice = replace(choice, data=devices // choice.devices)
-        check_choice(setting.architecture, choice, capacity_tokens=setting.workload.capacity_tokens)
-        check_precision(config, setting.architecture, choice, gpu=True)
-        check_memory(setting, choice)
-        _show_plan(setting, make_plan(setting, choice), source, arguments.json)
+        _compare_layouts(asked.stages[0], hardware, arguments)
+        return 0
+    planned = [_plan_stage(stage, hardware, arguments.gpus or asked.gpus) for stage in asked.stages]
+    if asked.is_recipe:
+        if arguments.json:
+            _print({"stages": [_stage_json(each, arguments.price) for each in planned]})
+        else:
+            show_recipe(str(arguments.config), asked, planned, arguments.price)
+    elif arguments.json:
+        _print(_one_json(planned[0], arguments.price))
+    else:
+        found = planned[0]
+        show_plan(found.setting, found.plan, found.stage.lengths)
+        show_run(found.time, price=arguments.price, unit="GPU")
+        show_fewest(fewest_by_method(found.setting, found.plan.choice))
     return 0
 
 
-def _setting(config: Config, arguments: argparse.Namespace) -> tuple[Setting, str]:
-    """What is given, and where the lengths of the data come from."""
-    from megatron_dpop.training.inputs import resolve_model
-
-    folder = assets_folder(resolve_model(config.model.path, key="model.path", weights=False))
-    architecture = read_architecture(folder)
-    check_with_experts(config, architecture)
-    workload, source = _workload(config, folder, arguments.pair)
-    return Setting(architecture, workload, DEVICES[arguments.device]), source
+def _check_options(arguments: argparse.Namespace) -> None:
+    if arguments.gpus is not None and arguments.gpus < 1:
+        raise UserError(f"--gpus: {arguments.gpus} is not a number of devices; give 1 or more")
+    if arguments.price is not None and not 0 <= arguments.price < math.inf:
+        raise UserError(f"--price: {arguments.price:g} is not a price; give what a GPU costs for an hour")
+    if arguments.price is not None and (arguments.search or arguments.weak_scaling):
+        raise UserError("--price: a search compares steps, not runs; leave it out")
 
 
-def _workload(config: Config, model: Path, pair: str | None) -> tuple[Workload, str]:
-    from megatron_dpop.data.rows import Location, is_here
-
-    tokenizer = Path(config.model.tokenizer) if config.model.tokenizer else model
-    is_readable = all(is_here(Location(source.path)) for source in config.data.train) and any(
-        (tokenizer / name).is_file() for name in TOKENIZER_FILES
+def _plan_stage(stage: Stage, hardware: Hardware, gpus: int | None) -> Planned:
+    config, setting = stage.config, Setting(stage.architecture, stage.workload, hardware)
+    of_one_replica = config.parallel.fewest_ranks
+    devices = of_one_replica if gpus is None else gpus
+    if devices % of_one_replica:
+        raise UserError(
+            f"--gpus: {devices} is not a multiple of {of_one_replica}, the GPUs that one replica of the model takes"
+        )
+    choice = replace(choice_of(config), data=devices // choice_of(config).devices)
+    check_choice(setting.architecture, choice, capacity_tokens=setting.workload.capacity_tokens)
+    check_precision(config, setting.architecture, choice, gpu=True)
+    check_memory(setting, choice)
+    plan = make_plan(setting, choice)
+    flops = pair_flops(setting, choice)
+    time = run_time(
+        config,
+        devices=choice.devices,
+        step_seconds=plan.time.step,
+        forward_share=flops["reference"] / flops["training"],
+        has_reference=stage.has_reference,
+        counted=stage.counted,
     )
-    if pair is None and is_readable:
-        from megatron_dpop.losses.registry import build_loss
-        from megatron_dpop.training.inputs import dataset_workload, read_data, tokenizer_folder
-
-        folder = tokenizer_folder(config, model)
-        dataset = read_data(config, config.data.train, build_loss(config.loss), folder, progress=False)
-        return dataset_workload(config, dataset), f"measured on the {len(dataset)} examples of data.train"
-    lengths = _numbers(pair, key="--pair", least=0) if pair else list(TYPICAL_PAIR)
-    if len(lengths) != 3 or min(lengths[:2]) < 1 or lengths[2] > lengths[1]:
-        raise UserError(
-            f"--pair: {pair} is not PROMPT,COMPLETION,COMMON; give three numbers of tokens, COMMON at most COMPLETION"
-        )
-    prompt, completion, common = lengths
-    workload = pair_workload(config, prompt=prompt, completion=completion, common=common)
-    if workload.packed.tokens > config.data.row_tokens:
-        raise UserError(
-            f"data.row_tokens: {config.data.row_tokens} is less than the {workload.packed.tokens:.0f} tokens of a pair "
-            f"of prompt {prompt} and completions {completion}; raise it"
-        )
-    return workload, f"assumed: prompt {prompt}, completions {completion}, of which {common} in common"
+    return Planned(stage, setting, plan, time)
 
 
-def _numbers(text: str, *, key: str, least: int = 1) -> list[int]:
-    try:
-        numbers = [int(word) for word in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < least:
-        raise UserError(f"{key}: {text} is not a list of whole numbers from {least} up; separate them with commas")
-    return numbers
+def _compare_layouts(stage: Stage, hardware: Hardware, arguments: argparse.Namespace) -> None:
+    setting, choice = Setting(stage.architecture, stage.workload, hardware), choice_of(stage.config)
+    if arguments.weak_scaling:
+        numbers = whole_numbers(arguments.weak_scaling, key="--weak-scaling")
+        _show_weak_scaling(setting, choice, numbers, arguments.json)
+    else:
+        devices = stage.config.parallel.fewest_ranks if arguments.gpus is None else arguments.gpus
+        _show_search(setting, choice, devices, arguments.json)
 
 
-def _show_plan(setting: Setting, plan: Plan, source: str, as_object: bool) -> None:
-    fewest = fewest_by_method(setting, plan.choice)
-    if not as_object:
-        show_plan(setting, plan, source, fewest)
-        return
+def _one_json(planned: Planned, price: float | None) -> dict[str, Any]:
+    fewest = fewest_by_method(planned.setting, planned.plan.choice)
     least = {
-        way: {unit: as_json(setting, found) if found else None for unit, found in plans.items()}
+        way: {unit: as_json(planned.setting, found) if found else None for unit, found in plans.items()}
         for way, plans in fewest.items()
     }
-    _print({**as_json(setting, plan), "lengths": source, "fewest": least})
+    return {**_stage_json(planned, price), "fewest": least}
+
+
+def _stage_json(planned: Planned, price: float | None) -> dict[str, Any]:
+    stage = planned.stage
+    named = {"stage": stage.name, "kind": stage.kind} if stage.name else {}
+    run = None if planned.time is None else planned.time.as_json(price)
+    return {**named, **as_json(planned.setting, planned.plan), "lengths": stage.lengths, "run": run}
 
 
 def _show_search(setting: Setting, choice: LayoutChoice, devices: int, as_object: bool) -> None:

@@ -12,7 +12,7 @@ from megatron_dpop.plan.traffic import wire_bandwidths
 SHOWN = 5  # layouts of each method that a search shows
 
 
-def show_plan(setting: Setting, plan: Plan, source: str, fewest: dict[str, dict[str, Plan | None]]) -> None:
+def show_plan(setting: Setting, plan: Plan, source: str) -> None:
     choice, hardware = plan.choice, setting.hardware
     parameters = f"{model_parameters(setting.architecture) / 1e9:.1f}B parameters"
     if setting.architecture.experts is not None:
@@ -23,7 +23,6 @@ def show_plan(setting: Setting, plan: Plan, source: str, fewest: dict[str, dict[
     _show_work(setting, plan)
     _show_traffic(setting, plan)
     _show_time(plan)
-    _show_fewest(fewest)
 
 
 def method(choice: LayoutChoice) -> str:
@@ -44,10 +43,10 @@ def _show_memory(setting: Setting, plan: Plan) -> None:
     memory = plan.memory
     print("\nmemory of a device, GiB (the fullest pipeline stage)")
     for name, size in memory.held().items():
-        _line(name, size / GIB, _of_working_memory(plan) if name == "working memory" else "")
-    _line("total", memory.total / GIB, f"of {setting.hardware.memory_bytes / GIB:.1f}")
+        line(name, size / GIB, _of_working_memory(plan) if name == "working memory" else "")
+    line("total", memory.total / GIB, f"of {setting.hardware.memory_bytes / GIB:.1f}")
     if memory.host:
-        _line("host, for each device", memory.host / GIB)
+        line("host, for each device", memory.host / GIB)
 
 
 def _of_working_memory(plan: Plan) -> str:
@@ -61,12 +60,12 @@ def _show_work(setting: Setting, plan: Plan) -> None:
     flops = pair_flops(setting, plan.choice)
     saved = 1 - flops["training"] / flops["training_without_sharing"]
     print("\nTFLOPs of a pair")
-    _line(
+    line(
         "training",
         flops["training"] / 1e12,
         f"{flops['training_without_sharing'] / 1e12:.1f} without sharing: {saved:.0%} saved",
     )
-    _line("reference, once", flops["reference"] / 1e12)
+    line("reference, once", flops["reference"] / 1e12)
 
 
 def _show_traffic(setting: Setting, plan: Plan) -> None:
@@ -82,9 +81,9 @@ def _show_traffic(setting: Setting, plan: Plan) -> None:
         if name == "expert" and not sent:
             continue
         wire = "NVLink" if wires[name] == setting.hardware.node_bandwidth else "network"
-        _line(name, sent / 1e9, f"{wire}, {wires[name] / 1e9:.0f} GB/s" if sent else "")
+        line(name, sent / 1e9, f"{wire}, {wires[name] / 1e9:.0f} GB/s" if sent else "")
     if traffic.host:
-        _line("host", traffic.host / 1e9, f"PCIe, {setting.hardware.host_bandwidth / 1e9:.0f} GB/s")
+        line("host", traffic.host / 1e9, f"PCIe, {setting.hardware.host_bandwidth / 1e9:.0f} GB/s")
 
 
 def _show_time(plan: Plan) -> None:
@@ -101,12 +100,12 @@ def _show_time(plan: Plan) -> None:
         ("optimizer", time.optimizer),
     ):
         if seconds or name != "transfers to experts":
-            _line(name, seconds)
-    _line("step", time.step, f"{time.examples_per_second:.1f} pairs/s, {time.tokens_per_second:.0f} tokens/s, "
+            line(name, seconds)
+    line("step", time.step, f"{time.examples_per_second:.1f} pairs/s, {time.tokens_per_second:.0f} tokens/s, "
           f"MFU {time.model_flops_utilisation:.0%}")  # fmt: skip
 
 
-def _show_fewest(fewest: dict[str, dict[str, Plan | None]]) -> None:
+def show_fewest(fewest: dict[str, dict[str, Plan | None]]) -> None:
     print("\nfewest devices")
     for name, plans in fewest.items():
         for unit, plan in plans.items():
@@ -141,5 +140,5 @@ def _rates(plan: Plan) -> str:
     return f"{time.examples_per_second:8.1f} {time.model_flops_utilisation:5.0%} {plan.memory.total / GIB:6.1f}"
 
 
-def _line(name: str, value: float, note: str = "") -> None:
+def line(name: str, value: float, note: str = "") -> None:
     print(f"  {name:<28} {value:10.3f}  {note}".rstrip())

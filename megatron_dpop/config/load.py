@@ -13,6 +13,7 @@ from dpop_base.errors import UserError, first_line, printable
 from megatron_dpop.config.faults import first_fault, nearest_key
 from megatron_dpop.config.losses import LossConfig
 from megatron_dpop.config.plain_yaml import DEEPEST, read_yaml
+from megatron_dpop.config.recipes import is_recipe
 from megatron_dpop.config.schema import Config
 
 
@@ -21,7 +22,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError that names the file or option, the key, the value and the fix.
     """
-    tree = _read(path)
+    return config_of(read_tree(path), path, overrides)
+
+
+def config_of(tree: dict[str, Any], path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Validates what was read of `path`, overridden."""
+    if "config" in tree and "model" not in tree and is_recipe(tree):
+        raise UserError(
+            f"{path}: is a recipe of several runs; `megatron-dpop plan` takes it, and "
+            "examples/recipes/stages.py writes the config of each"
+        )
     overridden = override(tree, overrides)
     return config_from_dict(tree, origin=str(path), overridden=overridden)
 
@@ -82,7 +92,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
+    """The file's sections, not validated. Raises UserError."""
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
     except IsADirectoryError:

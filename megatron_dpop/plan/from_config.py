@@ -11,6 +11,8 @@ from megatron_dpop.plan.workload import ExampleCost, Workload
 from megatron_dpop.rows.row import Ints
 from megatron_dpop.rows.shapes import example_shapes
 
+SINGLE_COMPLETION = ("sft", "kto")  # losses
+
 
 def choice_of(config: Config, *, data: int = 1) -> LayoutChoice:
     """The config's layout on `data` replicas of the model."""
@@ -47,5 +49,7 @@ def workload_of(config: Config, prompt_tokens: Ints, completion_tokens: Ints, co
 
 
 def pair_workload(config: Config, *, prompt: int, completion: int, common: int) -> Workload:
-    """The same where every example is a pair of two completions of one length, `common` tokens of them shared."""
-    return workload_of(config, np.array([prompt]), np.array([[completion, completion]]), np.array([common]))
+    """The same where every example is a pair of two completions of one length, `common` tokens of them shared; or, for
+    a loss of single completions, one of them."""
+    completions = [completion] * (1 if config.loss.name in SINGLE_COMPLETION else 2)
+    return workload_of(config, np.array([prompt]), np.array([completions]), np.array([common]))

@@ -4,58 +4,34 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron
 from dpop_base.architectures import read_architecture
 from examples.recipes.tiny import make_tokenizer
 
-# hidden, layers, heads, key/value heads, FFN, vocabulary, rope theta
-SIZES: dict[str, tuple[str, tuple[int, int, int, int, int, int, float], dict[str, Any]]] = {
-    "Llama-2-7b-chat-hf": ("llama", (4096, 32, 32, 32, 11008, 32000, 1e4), {}),
-    "Mistral-7B-v0.1": ("mistral", (4096, 32, 32, 8, 14336, 32000, 1e4), {"sliding_window": 4096}),
-    "bagel-34b-v0.2": ("llama", (7168, 60, 56, 8, 20480, 64000, 5e6), {}),
-    "MoMo-72B-lora-1.8.7-DPO": ("llama", (8192, 80, 64, 64, 24576, 152064, 1e6), {"attention_bias": True}),
-    "Qwen2.5-72B-Instruct": ("qwen2", (8192, 80, 64, 8, 29568, 152064, 1e6), {}),
-    "Qwen3-32B": ("qwen3", (5120, 64, 64, 8, 25600, 151936, 1e6), {"head_dim": 128}),
-    "Llama-3.1-Tulu-3-8B-SFT": ("llama", (4096, 32, 32, 8, 14336, 128264, 5e5), {}),
-    "Llama-3.1-Tulu-3-70B-SFT": ("llama", (8192, 80, 64, 8, 28672, 128264, 5e5), {}),
-    "Llama-3.1-70B-SFT": ("llama", (8192, 80, 64, 8, 28672, 128256, 5e5), {}),
-    "SmolLM3-3B-SFT": ("smollm3", (2048, 36, 16, 4, 11008, 128256, 5e6), {"tie_word_embeddings": True}),
-    "Meta-Llama-3-70B-Instruct": ("llama", (8192, 80, 64, 8, 28672, 128256, 5e5), {}),
-    "Qwen3-30B-A3B": (
-        "qwen3_moe",
-        (2048, 48, 32, 4, 6144, 151936, 1e6),
-        {"head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
-    ),
-    "Qwen3-235B-A22B": (
-        "qwen3_moe",
-        (4096, 94, 64, 4, 12288, 151936, 1e6),
-        {"head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1536},
-    ),
-    "Mixtral-8x7B-Instruct-v0.1": (
-        "mixtral",
-        (4096, 32, 32, 8, 14336, 32000, 1e6),
-        {"num_local_experts": 8, "num_experts_per_tok": 2},
-    ),
-}
+RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 BF16_BYTES = 2
+
+
+def shape_of(model: str) -> dict[str, Any]:
+    """The shape that the recipes of a model state: all of them the same."""
+    recipes = (yaml.safe_load(path.read_text()) for path in sorted(RECIPES.glob("*.yaml")))
+    found = [recipe["shape"] for recipe in recipes if Path(recipe["config"]["model"]["path"]).name == model]
+    assert found, model
+    assert all(shape == found[0] for shape in found), model
+    return dict(found[0])
 
 
 def write_hollow_model(folder: Path) -> None:
     """config.json, a tokenizer, and a weights file of the true length that takes no space: all that a check reads."""
     from transformers import AutoConfig
 
-    model_type, (hidden, layers, heads, kv_heads, ffn, vocabulary, theta), others = SIZES[folder.name]
+    fields = shape_of(folder.name)
+    theta = fields.pop("rope_theta")
     config = AutoConfig.for_model(
-        model_type,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        intermediate_size=ffn,
-        vocab_size=vocabulary,
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
-        **{"max_position_embeddings": 32768, "tie_word_embeddings": False, **others},
+        fields.pop("model_type"), rope_parameters={"rope_type": "default", "rope_theta": theta}, **fields
     )
     config.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)

@@ -95,6 +95,7 @@ def test_dry_run_at_its_true_size(
         assert re.search(rf"x data \d+ = {ranks} ranks(, experts over .*)?\nrun.dir: {run_dir}\n", out), out
         assert run(["train", config, "--model.path", str(model), "--dry-run", "--ranks", str(ranks + 1)]) == 2
         assert not Path(run_dir).exists()
+    assert yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())["gpus"] == ranks
     lengths, seconds = stated_plan((RECIPES / f"{recipe}.yaml").read_text())
     assert run(["plan", config, "--model.path", str(model), "--gpus", str(ranks), "--pair", lengths, "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)

@@ -84,6 +84,75 @@ def test_search_and_weak_scaling(qwen: Path, capsys: pytest.CaptureFixture[str])
     assert [plan["workload"]["examples"] for plan in scaled] == [512, 1024]
 
 
+def test_a_runs_hours_are_its_steps_and_one_reference_pass_over_new_pairs(
+    qwen: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = _json(capsys, qwen, "--gpus", 64, "--price", 2.5, "--train.steps", 300)
+    run_, flops, step = plan["run"], plan["flops_per_example"], plan["seconds"]["step"]
+    assert (run_["steps"], run_["examples"], run_["devices"]) == (300, 300 * 512, 64)
+    assert run_["training"] == pytest.approx(300 * step)
+    assert run_["reference"] == pytest.approx(300 * step * flops["reference"] / flops["training"])
+    assert run_["cost"] == pytest.approx(64 * (run_["training"] + run_["reference"]) / 3600 * 2.5)
+    without = _json(capsys, qwen, "--gpus", 64, "--train.steps", 300, "--loss.name", "simpo")["run"]
+    assert (without["reference"], "cost" in without) == (0, False)
+    assert run(["plan", str(qwen), "--gpus", "64", "--train.epochs", "2"]) == 0
+    assert "hours of the run: not known. train.epochs" in capsys.readouterr().out
+
+
+def test_hours_over_data_that_can_be_read_count_each_pair_once_and_every_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model(tmp_path / "model")
+    write_pairs(tmp_path / "pairs.jsonl", 12)
+    write_pairs(tmp_path / "held.jsonl", 6, seed=5)
+    tree = write_config(tmp_path, tmp_path / "model")
+    tree["data"]["validation"] = str(tmp_path / "held.jsonl")
+    tree["train"] = {"epochs": 3, "global_batch_pairs": 4, "validate_every": 4}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    plan = _json(capsys, path)
+    run_, flops = plan["run"], plan["flops_per_example"]
+    forward = plan["seconds"]["step"] / 4 * flops["reference"] / flops["training"]
+    assert run_["steps"] == 9
+    assert run_["reference"] == pytest.approx(12 * forward)
+    assert run_["validation"] == pytest.approx(6 * forward * 4)  # before, after 4 and 8 steps, at the end
+
+
+def test_a_recipe_names_its_stages_and_sums_their_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = EXAMPLE.parent / "recipes" / "smaug-34b.yaml"
+    stages = _json(capsys, recipe, "--price", 2)["stages"]
+    assert [stage["kind"] for stage in stages] == ["SFT", *["preference"] * 6]
+    assert stages[0]["run"]["reference"] == 0
+    tokens = [stage["workload"]["packed"]["tokens"] for stage in stages]
+    assert tokens == [90 + 189, *[90 + 95 + 2 * 94] * 6]  # one answer, then two that share 95 tokens
+    assert {stage["devices"] for stage in stages} == {32}
+    assert run(["plan", str(recipe), "--price", "2"]) == 0
+    out = capsys.readouterr().out
+    hours = sum(stage["run"]["seconds"] for stage in stages) / 3600
+    assert f"{hours:.2f} hours in all" in out
+    assert f"{64 * hours:,.2f} at 2 a GPU-hour" in out
+    for stage in ("1-sft", "7-dpo-truthy"):
+        assert stage in out
+    assert "conversion" in out
+    shorter = _json(capsys, recipe, "--train.steps", 10, "--gpus", 64)["stages"]
+    assert {(stage["run"]["steps"], stage["devices"]) for stage in shorter} == {(10, 64)}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("runs: [{name: a}]", "config.model.path is missing"),
+        ("{config: {model: {path: m}, run: {dir: r}}, stages: []}", "stages is not a list"),
+        ("{config: {model: {path: m}, run: {dir: r}}, stages: [{loss: {}}]}", "stages is not a list"),
+        ("{config: {model: {path: m}, run: {dir: r}}, gpus: many, runs: [{name: a}]}", "gpus: many"),
+    ],
+)
+def test_a_broken_recipe_is_one_line(text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    assert told in _refused(capsys, path)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -101,6 +170,8 @@ def test_search_and_weak_scaling(qwen: Path, capsys: pytest.CaptureFixture[str])
         (("--pair", "9,5,6"), ("--pair", "9,5,6", "at most COMPLETION")),
         (("--weak-scaling", "8,x"), ("--weak-scaling", "8,x")),
         (("--search", "--gpus", "1"), ("--gpus", "1 H100-80GB", "no layout fits")),
+        (("--price", "-1"), ("--price", "-1")),
+        (("--price", "2", "--search"), ("--price", "leave it out")),
         (("--model.path", "nowhere"), ("model.path", "nowhere")),
     ],
 )
