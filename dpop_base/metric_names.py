@@ -18,6 +18,7 @@ PENALTY = "dpop/penalty"
 ACTIVE_FRACTION = "dpop/active_fraction"
 DRIFT = "reference/drift"
 LOAD_BALANCE = "moe/load_balance"  # and with a layer after it
+ROUTE_AGREEMENT = "moe/route_agreement"  # the same
 
 STEP_SECONDS = "perf/step_seconds"
 PAIRS_PER_SECOND = "perf/pairs_per_second"

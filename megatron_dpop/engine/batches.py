@@ -14,16 +14,18 @@ from megatron_dpop.config.layout import row_multiple
 from megatron_dpop.data.examples import Lengths, TokenizedExample
 from megatron_dpop.engine.engine import ModelEngine
 from megatron_dpop.losses.contract import CompletionBatch
-from megatron_dpop.models.layout import RowLayout
+from megatron_dpop.models.layout import RowLayout, RowRoutes
 from megatron_dpop.models.scoring import Scores
 from megatron_dpop.plan.flops import forward_flops
 from megatron_dpop.rows.context import row_shard
-from megatron_dpop.rows.row import ALL_ALIKE, Row, TokenWeights, build_row
+from megatron_dpop.rows.routed import routed_every, routed_tokens
+from megatron_dpop.rows.row import ALL_ALIKE, Ints, Row, TokenWeights, build_row
 from megatron_dpop.rows.schedule import StepPlan, plan_rows, step_examples
 from megatron_dpop.rows.shapes import ExampleShapes, example_shapes
 from megatron_dpop.runtime.devices import to_device
 
 ReferenceLogps = NDArray[np.float32]  # [examples, completions], NaN where an example has fewer
+ReferenceRoutes = NDArray[np.int32]  # [examples looked at, completions, layers], -1 where unknown (`training.routes`)
 
 
 class Examples(Protocol):
@@ -52,6 +54,7 @@ class RowBatch:
     sequence_preferred: Tensor  # bool [sequences]
     reference_logps: Tensor | None  # fp32 [sequences]
     row: Row
+    routed: Ints | None = None  # [tokens], index into the sequences: whose token each of `layout.routes` is
 
     @property
     def row_tokens(self) -> int:
@@ -169,7 +172,7 @@ class RowSource:
     def _batch(self, indices: Sequence[int], row_tokens: int, reference: ReferenceLogps | None) -> RowBatch:
         examples = [self.dataset[index] for index in indices]
         row = build_row(examples, indices, row_tokens=row_tokens, share_prefix=self.share_prefix, weights=self.weights)
-        return row_batch(row, reference, self.engine)
+        return row_batch(row, reference, self.engine, routed_every=routed_every(len(self)))
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,7 @@ class StepData:
     source: RowSource
     reference: ReferenceLogps | None = None
     mismatched: "StepData | None" = None
+    routes: ReferenceRoutes | None = None
 
     def rows(self, step: int) -> list[RowBatch]:
         return self.source.rows(step, self.reference)
@@ -194,7 +198,11 @@ def dataset_shapes(dataset: Examples, *, share_prefix: bool) -> ExampleShapes:
     )
 
 
-def row_batch(row: Row, reference: ReferenceLogps | None, engine: ModelEngine) -> RowBatch:
+def row_batch(
+    row: Row, reference: ReferenceLogps | None, engine: ModelEngine, *, routed_every: int | None = None
+) -> RowBatch:
+    """`routed_every`: of which examples the routers write down the experts, as `rows.routed` has it; None: of none."""
+
     def tensor(array: NDArray[np.generic]) -> Tensor:
         return to_device(array, engine.device)
 
@@ -204,9 +212,14 @@ def row_batch(row: Row, reference: ReferenceLogps | None, engine: ModelEngine) -
         reference_logps = tensor(wanted[~np.isnan(wanted)])
         assert len(reference_logps) == len(row.sequence_lengths), "the reference lacks some of the row's examples"
     shard = row_shard(row, engine.context_parallel_rank, engine.context_parallel_size)
+    routed, routes = None, None
+    if routed_every is not None and engine.architecture.experts is not None:
+        part, parts = (engine.groups.tp.rank(), engine.groups.tp.size()) if engine.config.sequence_parallel else (0, 1)
+        routed, places = routed_tokens(row, shard, every=routed_every, part=part, parts=parts)
+        routes = RowRoutes(tensor(places))
     return RowBatch(
         tokens=tensor(shard.tokens)[None],
-        layout=RowLayout(positions=tensor(shard.positions), attention=shard.attention),
+        layout=RowLayout(positions=tensor(shard.positions), attention=shard.attention, routes=routes),
         scores=Scores(
             positions=tensor(shard.score_positions),
             targets=tensor(shard.score_targets),
@@ -225,4 +238,5 @@ def row_batch(row: Row, reference: ReferenceLogps | None, engine: ModelEngine) -
         sequence_preferred=tensor(row.sequence_preferred),
         reference_logps=reference_logps,
         row=row,
+        routed=routed,
     )

@@ -14,6 +14,7 @@ from megatron.core.transformer import TransformerConfig
 from dpop_base.architectures import Architecture
 from dpop_base.architectures.architecture import Experts
 from megatron_dpop.config.layout import ModelLayout, padded_key_value_heads, padded_vocabulary
+from megatron_dpop.models.experts import follow_rows
 from megatron_dpop.models.rotary import RowRotaryEmbedding
 from megatron_dpop.models.spec import block_spec
 from megatron_dpop.runtime.devices import on_gpu
@@ -153,6 +154,7 @@ def _build_chunk(
         pg_collection=groups,
     )
     model.rotary_pos_emb = RowRotaryEmbedding(architecture)
+    follow_rows(model)
     if model.pre_process and architecture.embedding_multiplier != 1.0:
         model.embedding.register_forward_hook(partial(_scaled, by=architecture.embedding_multiplier))
     if model.post_process and architecture.logits_divisor != 1.0:

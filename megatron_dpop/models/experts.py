@@ -1,11 +1,18 @@
 """A layer of experts: Megatron-Core's own, with our gate and our router."""
 
+import hashlib
+from functools import partial
 from typing import Any
 
 import torch
+from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
+
+from megatron_dpop.models.layout import RowLayout
+
+CODE_BITS = 26  # 32 of them add up to less than 2^31
 
 
 def route(logits: Tensor, *, per_token: int, shares_sum_to_one: bool) -> tuple[Tensor, Tensor]:
@@ -22,13 +29,25 @@ def route(logits: Tensor, *, per_token: int, shares_sum_to_one: bool) -> tuple[T
     return empty.scatter(1, chosen, shares), empty.bool().scatter(1, chosen, True)
 
 
+def expert_codes(count: int) -> Tensor:
+    """A number for each expert, int32 [experts], whose sums tell sets of up to 32 of them apart, all but surely."""
+    digests = [hashlib.sha256(f"expert {expert}".encode()).digest() for expert in range(count)]
+    return torch.tensor([int.from_bytes(digest[:4]) >> (32 - CODE_BITS) for digest in digests], dtype=torch.int32)
+
+
 class Router(TopKRouter):
     """Sends each token to its experts, all of them, however many tokens these have.
 
-    Counts the tokens of each expert in passes with gradients: in training, and there once, recomputed or not.
+    Counts the tokens of each expert in passes with gradients: in training, and there once, recomputed or not. Writes
+    the experts of some tokens into the row that passes its layer (`follow_rows`).
     """
 
     assigned: Tensor | None = None  # int64 [experts], since `take_assigned`
+    row: RowLayout | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register_buffer("codes", expert_codes(self.num_experts), persistent=False)
 
     def take_assigned(self) -> Tensor | None:
         """Returns the counts, and begins anew."""
@@ -45,7 +64,21 @@ class Router(TopKRouter):
         if torch.is_grad_enabled():
             counts = chosen.sum(0)
             self.assigned = counts if self.assigned is None else self.assigned + counts
+        if self.row is not None and self.row.routes is not None:
+            of_tokens = chosen.index_select(0, self.row.routes.tokens)
+            self.row.routes.codes[self.layer_number - 1] = (of_tokens * self.codes).sum(-1, dtype=torch.int32)
         return shares, chosen
+
+
+def follow_rows(model: GPTModel) -> None:
+    """Lets each router know the row that passes its layer, in recomputation too."""
+    for layer in model.decoder.layers:
+        if isinstance(router := getattr(layer.mlp, "router", None), Router):
+            layer.register_forward_pre_hook(partial(_tell, router), with_kwargs=True)
+
+
+def _tell(router: Router, layer: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    router.row = named["packed_seq_params"]
 
 
 def set_experts(layer: TransformerLayerSubmodules, gate: Any) -> None:

@@ -18,6 +18,14 @@ class Rotation:
     interleaved: bool = False
 
 
+@dataclass(frozen=True)
+class RowRoutes:
+    """To which experts some of a row's tokens go, as the routers of this rank's layers fill it in."""
+
+    tokens: torch.Tensor  # int64 [tokens], index into what the routers see of the row
+    codes: dict[int, torch.Tensor] = field(default_factory=dict)  # by layer, from 0: int32 [tokens], one a set
+
+
 @dataclass
 class RowLayout(PackedSeqParams):
     """Carried to attention and rotary embedding by Megatron's own `packed_seq_params` argument.
@@ -31,6 +39,8 @@ class RowLayout(PackedSeqParams):
     attention: AttentionPlan = field(default_factory=lambda: AttentionPlan((), (), ()))
     rotation: Rotation | None = None
     sliding_rotation: Rotation | None = None
+
+    routes: RowRoutes | None = None  # of models with experts
 
     _blocks: DeviceBlocks | None = None
 

@@ -22,6 +22,7 @@ from dpop_base.metric_names import (
     PENALTY,
     REJECTED_LOGP,
     REJECTED_REWARD,
+    ROUTE_AGREEMENT,
     SLOWEST_RANK,
     STEP_SECONDS,
     STRAGGLER,
@@ -80,6 +81,13 @@ METRICS = (
         "Load of the busiest expert",
         "Of models with experts: its tokens over the mean of all experts, in the layer where that is largest, and as "
         "moe/load_balance/N in layer N. 1 is even; padding is routed too, and counted",
+    ),
+    Metric(
+        ROUTE_AGREEMENT,
+        "Tokens with the reference's experts",
+        "Of models with experts: one token of each completion in every layer, the one that predicts the middle of its "
+        "scored tokens; as moe/route_agreement/N in layer N",
+        style="percent",
     ),
     Metric("learning_rate", "Learning rate", zero=""),
     Metric("data/pad_fraction", "Padding in rows", style="percent"),

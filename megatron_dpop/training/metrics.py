@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpop_base.metric_names import DRIFT, LOSS, SOURCE
-from megatron_dpop.engine.batches import Examples, RowBatch
+from megatron_dpop.engine.batches import Examples, ReferenceRoutes, RowBatch, RowSource
 from megatron_dpop.engine.engine import Engine
 from megatron_dpop.engine.non_finite import FiniteCheck
 from megatron_dpop.losses.contract import CompletionBatch, LossOutput
@@ -23,6 +23,7 @@ from megatron_dpop.runtime.beats import waiting
 from megatron_dpop.runtime.devices import to_device
 from megatron_dpop.runtime.stop import StopRequest
 from megatron_dpop.training.expert_loads import load_metrics, take_loads
+from megatron_dpop.training.routes import agreement_metrics, count_agreeing
 from megatron_dpop.training.timing import StepClock, straggler_metrics
 
 
@@ -43,19 +44,29 @@ class Totals(NamedTuple):
     seconds: list[float]  # [ranks], each rank's own; empty where no step is timed
     stop_votes: list[float]  # as `StopRequest.votes` has them
     loads: list[float]  # [layers * experts], tokens; empty without experts
+    agreeing: list[float]  # [layers * 2], of `training.routes`; empty where the reference's routes are unknown
 
     @classmethod
     def over_all_ranks(
-        cls, sums: Tensor, drifts: Tensor, seconds: Sequence[float], stop_votes: Sequence[float], loads: Tensor | None
+        cls,
+        sums: Tensor,
+        drifts: Tensor,
+        seconds: Sequence[float],
+        stop_votes: Sequence[float],
+        *of_experts: Tensor | None,
     ) -> "Totals":
-        """Adds up what each rank gives; every rank calls it. One all-reduce and one copy to the host."""
+        """Adds up what each rank gives; every rank calls it. One all-reduce and one copy to the host.
+
+        `of_experts`: loads and agreeing, as the fields have them.
+        """
         from_host = to_device(np.array([*seconds, *stop_votes], dtype=np.float64), sums.device)
-        of_experts = () if loads is None else (loads,)
-        vector = torch.cat((sums.flatten(), drifts, from_host, *of_experts))
+        parts = [part.flatten() for part in (sums, drifts, from_host, *of_experts) if part is not None]
+        vector = torch.cat(parts)
         with waiting():
             dist.all_reduce(vector)
             values = iter(vector.tolist())
-        sizes = (sums.numel(), drifts.numel(), len(seconds), len(stop_votes), 0 if loads is None else loads.numel())
+        sizes = [sums.numel(), drifts.numel(), len(seconds), len(stop_votes)]
+        sizes += [0 if part is None else part.numel() for part in of_experts]
         return cls(*(list(islice(values, size)) for size in sizes))
 
 
@@ -71,6 +82,7 @@ class StepMetrics:
         self.loss = loss
         self.dataset = dataset
         self.clock = StepClock()
+        self.agreeing: Tensor | None = None  # since the last `reduce`
         self.loss_names = metric_names(loss)
         self.sources = dataset.source_names if len(dataset.source_names) > 1 else ()
         self.names = [
@@ -91,9 +103,15 @@ class StepMetrics:
         )
         return output.losses.sum(), collected
 
+    def see_routes(self, rows: Sequence[RowBatch], reference: ReferenceRoutes | None, source: RowSource) -> None:
+        """Counts tokens whose experts are the reference's, of rows that have passed the policy."""
+        if reference is not None:
+            counts = count_agreeing(rows, reference, source)
+            self.agreeing = counts if self.agreeing is None else self.agreeing + counts
+
     def reduce(self, collected: Sequence[RowMetrics]) -> dict[str, float]:
         """Means by name and `reference/drift` (largest difference of policy and reference), equal on all ranks; within
-        a step which rank is the slowest, and how evenly experts are loaded.
+        a step which rank is the slowest, how evenly experts are loaded, and how many are the reference's.
 
         One collective and one copy to the host, which also tell all ranks whether one of them was asked to stop. A
         mean without items is absent.
@@ -111,13 +129,16 @@ class StepMetrics:
         seconds = [] if own_seconds is None else [0.0] * dist.get_world_size()
         if own_seconds is not None:
             seconds[dist.get_rank()] = own_seconds
-        totals = Totals.over_all_ranks(sums, drifts, seconds, self.stop.votes(), take_loads(self.engine))
+        totals = Totals.over_all_ranks(sums, drifts, seconds, self.stop.votes(), take_loads(self.engine), self.agreeing)
+        self.agreeing = None
         self.stop.count(totals.stop_votes)
         pairs = zip(totals.sums[::2], totals.sums[1::2], strict=True)
         means = {name: total / count for name, (total, count) in zip(self.names, pairs, strict=True) if count}
         if self.loss.needs_reference:
             means[DRIFT] = max(totals.drifts)
-        return means | straggler_metrics(totals.seconds) | load_metrics(totals.loads, self.engine.architecture)
+        of_experts = load_metrics(totals.loads, self.engine.architecture)
+        of_experts |= agreement_metrics(totals.agreeing)
+        return means | straggler_metrics(totals.seconds) | of_experts
 
     def _sums(self, output: LossOutput) -> Tensor:
         """(sum, count) of each of the loss's metrics, fp64 [metrics, 2]."""

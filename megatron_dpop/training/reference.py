@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors
@@ -19,7 +20,7 @@ from safetensors.numpy import save
 from dpop_base.checksums import digest
 from dpop_base.errors import first_line
 from dpop_base.files import write_bytes
-from megatron_dpop.engine.batches import ReferenceLogps, RowSource
+from megatron_dpop.engine.batches import ReferenceLogps, ReferenceRoutes, RowSource
 from megatron_dpop.engine.delayed_scales import move_scales, warm_scales
 from megatron_dpop.engine.engine import Engine
 from megatron_dpop.engine.forward import logps_only, run_rows
@@ -27,6 +28,7 @@ from megatron_dpop.engine.non_finite import NonFiniteError, named
 from megatron_dpop.models.lora import adapters_off
 from megatron_dpop.rows.row import Row
 from megatron_dpop.runtime.stop import StopRequest
+from megatron_dpop.training.routes import enter_routes, share_routes
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,15 @@ def compute_reference(
     progress: Callable[[int], None],
     *,
     known: ReferenceLogps | None = None,
+    routes: ReferenceRoutes | None = None,
     stop: StopRequest | None = None,
 ) -> ReferenceLogps:
     """Log-probabilities of every example that the steps use, fp32 [examples, completions]; others are NaN.
 
     Goes through the very rows of training, so an example of a later epoch has the value of its first use. Adapters,
     where there are any, are off: the reference is the frozen base. Goes on from what is `known`, and ends early once
-    all ranks have agreed to `stop`. Raises NonFiniteError on all ranks where a value is not finite.
+    all ranks have agreed to `stop`. Fills in `routes` of the same examples, where a table is given. Raises
+    NonFiniteError on all ranks where a value is not finite.
     """
     completions = source.dataset.lengths().completion_tokens.shape[1]
     table = torch.zeros(len(source), completions + 1, dtype=torch.float32)  # the last column is 1 where entered
@@ -71,8 +75,11 @@ def compute_reference(
             with adapters_off(engine.adapters):
                 if (covered == before).all():
                     warm_scales(engine, source, step)
-                results = run_rows(engine, source.rows(step, None), logps_only, forward_only=True)
+                rows = source.rows(step, None)
+                results = run_rows(engine, rows, logps_only, forward_only=True)
             move_scales(engine)
+            if routes is not None:
+                enter_routes(routes, rows, covered, source)
             for result in results:
                 if engine.is_metrics_rank:
                     _enter(table, result.row, result.logps.float().cpu(), covered)
@@ -82,6 +89,8 @@ def compute_reference(
         progress(step + 1)
         if covered.all():
             break
+    if routes is not None:
+        share_routes(routes, engine)
     on_device = table.to(engine.device)
     dist.all_reduce(on_device)
     # Sums of one value and zeros, hence exact; but an example that a step uses twice may be entered by two ranks.
@@ -120,28 +129,38 @@ class DamagedReferenceError(Exception):
     """A cache that does not hold what was written, or none of ours."""
 
 
-def write_reference(path: Path, logps: ReferenceLogps, key: ReferenceKey) -> None:
-    text = json.dumps(asdict(key))
-    metadata = {"key": text, "checksum": _checksum(logps, text)}
-    write_bytes(path, save({"logps": logps}, metadata=metadata))
+class KeptReference(NamedTuple):
+    """What a cache holds."""
+
+    logps: ReferenceLogps
+    key: ReferenceKey
+    routes: ReferenceRoutes | None = None  # of models with experts
 
 
-def read_reference(path: Path) -> tuple[ReferenceLogps, ReferenceKey]:
+def write_reference(path: Path, kept: KeptReference) -> None:
+    text = json.dumps(asdict(kept.key))
+    tensors = {"logps": kept.logps} if kept.routes is None else {"logps": kept.logps, "routes": kept.routes}
+    write_bytes(path, save(tensors, metadata={"key": text, "checksum": _checksum(tensors, text)}))
+
+
+def read_reference(path: Path) -> KeptReference:
     """Raises DamagedReferenceError where the file is not what was written, or is no cache of ours."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            logps = file.get_tensor("logps")
-        if metadata["checksum"] != _checksum(logps, metadata["key"]):
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        if metadata["checksum"] != _checksum(tensors, metadata["key"]):
             raise DamagedReferenceError("its content does not fit its checksum")
-        return logps, ReferenceKey(**json.loads(metadata["key"]))
+        return KeptReference(tensors["logps"], ReferenceKey(**json.loads(metadata["key"])), tensors.get("routes"))
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise DamagedReferenceError(first_line(error)) from None
 
 
-def _checksum(logps: ReferenceLogps, key: str) -> str:
-    shape = f"{logps.dtype} {logps.shape} {key}"
-    return digest(np.ascontiguousarray(logps).tobytes() + shape.encode())
+def _checksum(tensors: dict[str, np.ndarray], key: str) -> str:
+    """`tensors` by name, in the names' order."""
+    content = b"".join(np.ascontiguousarray(tensor).tobytes() for tensor in tensors.values())
+    shapes = "".join(f"{tensor.dtype} {tensor.shape} " for tensor in tensors.values())
+    return digest(content + (shapes + key).encode())
 
 
 def covers(logps: ReferenceLogps, source: RowSource, steps: int) -> bool:

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,20 @@ from dpop_base.errors import UserError
 from dpop_base.files import locked
 from megatron_dpop import kernels, logprobs, models, rows
 from megatron_dpop.config.schema import PrecisionConfig
-from megatron_dpop.engine.batches import ReferenceLogps, RowSource, StepData
+from megatron_dpop.engine.batches import RowSource, StepData
 from megatron_dpop.runtime.stop import StoppedError
 from megatron_dpop.tracking.run_folder import installed_versions
 from megatron_dpop.training.kl import MismatchedDataset
 from megatron_dpop.training.reference import (
     DamagedReferenceError,
+    KeptReference,
     ReferenceKey,
     compute_reference,
     covers,
     read_reference,
     write_reference,
 )
+from megatron_dpop.training.routes import UNKNOWN, no_routes
 from megatron_dpop.training.run import Run
 from megatron_dpop.training.validation import validation_steps
 
@@ -47,11 +50,12 @@ def step_data(run: Run) -> tuple[StepData, StepData | None]:
     caches = References(run)
 
     def referenced(name: str, source: RowSource, steps: int) -> StepData:
-        reference = caches.get(name, source, steps)
+        kept = caches.get(name, source, steps)
+        data = StepData(source, kept.logps, routes=kept.routes)
         if not run.inputs.loss.needs_kl:
-            return StepData(source, reference)
+            return data
         other = source.over(MismatchedDataset(source.dataset))
-        return StepData(source, reference, StepData(other, caches.get(f"{name}_mismatched", other, steps)))
+        return replace(data, mismatched=StepData(other, caches.get(f"{name}_mismatched", other, steps).logps))
 
     train = referenced("train", run.train, run.config.train.steps)
     if run.validation is None:
@@ -72,13 +76,19 @@ class References:
         self.stop = run.stop
         self._loaded = False
 
-    def get(self, name: str, source: RowSource, steps: int) -> ReferenceLogps:
-        """Returns the log-probabilities that `steps` steps need. Raises StoppedError as `step_data`."""
+    def get(self, name: str, source: RowSource, steps: int) -> KeptReference:
+        """Returns what `steps` steps need of the reference. Raises StoppedError as `step_data`."""
         path = self.folder / f"{name}.safetensors"
         key = self._key(source)
         kept = self._read(path, key, source, steps)
-        if kept is not None and covers(kept, source, steps):
+        if kept is not None and covers(kept.logps, source, steps):
+            if kept.routes is None and source.engine.architecture.experts is not None:
+                self.console.say(f"{path} holds no routes: moe/route_agreement is not measured; delete it for that")
             return kept
+        known = None if kept is None else kept.logps
+        routes = no_routes(source)
+        if routes is not None and kept is not None and kept.routes is not None:
+            routes[...] = kept.routes
         if not self._loaded:
             self.weights.load(self.engine)
             self._loaded = True
@@ -88,30 +98,31 @@ class References:
                 bar.update(done)
                 self.heartbeat.beat("reference", step=done, steps=steps)
 
-            logps = compute_reference(self.engine, source, steps, progress, known=kept, stop=self.stop)
-        refused = [self._keep(path, logps, key) if dist.get_rank() == 0 else None]
+            logps = compute_reference(self.engine, source, steps, progress, known=known, routes=routes, stop=self.stop)
+        computed = KeptReference(logps, key, routes)
+        refused = [self._keep(path, computed) if dist.get_rank() == 0 else None]
         dist.broadcast_object_list(refused, src=0)
         if refused[0] is not None:
             raise UserError(refused[0])
-        computed = int((~np.isnan(logps[:, 0])).sum())
-        self.heartbeat.beat("reference", saved=f"reference {name} of {computed} examples")
+        examples = int((~np.isnan(logps[:, 0])).sum())
+        self.heartbeat.beat("reference", saved=f"reference {name} of {examples} examples")
         if self.stop.agreed:
-            raise StoppedError(f"in the reference pass ({name}), whose {computed} examples so far are kept")
-        return logps
+            raise StoppedError(f"in the reference pass ({name}), whose {examples} examples so far are kept")
+        return computed
 
-    def _read(self, path: Path, key: ReferenceKey, source: RowSource, steps: int) -> ReferenceLogps | None:
+    def _read(self, path: Path, key: ReferenceKey, source: RowSource, steps: int) -> KeptReference | None:
         """What was kept for this very key, be it all that is needed or a part; or all, if only rounding differs."""
         found: list[Any] = [self._read_checked(path) if dist.get_rank() == 0 else None]
         dist.broadcast_object_list(found, src=0)  # another run that shares the cache may be replacing it
         if found[0] is None:
             return None
-        logps, kept_key = found[0]
-        differing = kept_key.differs(key)
+        kept: KeptReference = found[0]
+        differing = kept.key.differs(key)
         given = self.config.reference.cache is not None
         wrong = [name for name in differing if name not in ROUNDING]
         if wrong and given:
             raise UserError(_made_from_other(path, wrong))
-        if wrong or (differing and not (given and covers(logps, source, steps))):
+        if wrong or (differing and not (given and covers(kept.logps, source, steps))):
             self.console.say(f"{path} was computed with other {', '.join(differing)}; it is computed anew")
             return None
         if differing:
@@ -119,23 +130,23 @@ class References:
                 f"warning: {path} was computed with other {', '.join(differing)}; policy and reference will "
                 "differ by rounding, which a hinge as steep as DPOP's turns into bias (see reference/drift)"
             )
-        return logps
+        return kept
 
-    def _keep(self, path: Path, logps: ReferenceLogps, key: ReferenceKey) -> str | None:
+    def _keep(self, path: Path, kept: KeptReference) -> str | None:
         """Writes a cache, and in it what another run that shares it has computed meanwhile. Returns why it may not."""
         with locked(_lock_of(path)):
             there = self._read_or_set_aside(path)
             if there is not None:
-                differing = there[1].differs(key)
+                differing = there.key.differs(kept.key)
                 wrong = [name for name in differing if name not in ROUNDING]
                 if wrong and self.config.reference.cache is not None:
                     return _made_from_other(path, wrong)
                 if not differing:
-                    logps = np.where(np.isnan(logps), there[0], logps)
-            write_reference(path, logps, key)
+                    kept = _both(kept, there)
+            write_reference(path, kept)
         return None
 
-    def _read_checked(self, path: Path) -> tuple[ReferenceLogps, ReferenceKey] | None:
+    def _read_checked(self, path: Path) -> KeptReference | None:
         """None where nothing is kept, or what is kept is damaged; that is then set aside, be it what it may."""
         if not path.exists():
             return None
@@ -145,7 +156,7 @@ class References:
             with locked(_lock_of(path)):  # of several runs that find it so, one sets it aside
                 return self._read_or_set_aside(path)
 
-    def _read_or_set_aside(self, path: Path) -> tuple[ReferenceLogps, ReferenceKey] | None:
+    def _read_or_set_aside(self, path: Path) -> KeptReference | None:
         if not path.exists():
             return None
         try:
@@ -174,6 +185,14 @@ class References:
             rows=f"{packing} seed {source.seed if source.shuffle else None}",
             code=code_fingerprint(),
         )
+
+
+def _both(kept: KeptReference, there: KeptReference) -> KeptReference:
+    """What one of two caches of one key has, and what only the other has."""
+    logps, routes = np.where(np.isnan(kept.logps), there.logps, kept.logps), kept.routes
+    if routes is not None and there.routes is not None:
+        routes = np.where(routes == UNKNOWN, there.routes, routes)
+    return KeptReference(logps, kept.key, routes)
 
 
 def _lock_of(path: Path) -> Path:

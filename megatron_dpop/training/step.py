@@ -36,7 +36,9 @@ def train_step(
         engine.zero_gradients()
         seed_dropout(engine.adapters, engine.groups, seed=source.seed, step=step)
         row_loss = partial(metrics.row_loss, kl=step_kl(data, step, when=f"step {step}"), progress=progress)
-        collected = run_rows(engine, data.rows(step), row_loss, forward_only=False, examples=examples)
+        rows = data.rows(step)
+        collected = run_rows(engine, rows, row_loss, forward_only=False, examples=examples)
+        metrics.see_routes(rows, data.routes, source)
         values = metrics.reduce(collected)
         reruns.judge(values[LOSS])
     if not math.isfinite(values[LOSS]):

@@ -36,6 +36,7 @@ def validate(
         else:
             row_loss = partial(metrics.row_loss, kl=step_kl(data, batch, when=when), progress=progress)
             collected += run_rows(engine, rows, row_loss, forward_only=True)
+            metrics.see_routes(rows, data.routes, data.source)
     means = metrics.reduce(collected)
     if not math.isfinite(means[LOSS]):
         raise_non_finite(engine, collected, data.source.dataset, f"{when}: the loss is not a finite number")

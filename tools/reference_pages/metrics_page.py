@@ -1,5 +1,6 @@
 """docs/reference/metrics.md: the names in metrics.jsonl, from the report's catalogue and the losses themselves."""
 
+from dpop_base.metric_names import DRIFT, ROUTE_AGREEMENT
 from megatron_dpop.losses.metric_names import metric_names
 from megatron_dpop.losses.registry import REGISTRY, make_loss
 from megatron_dpop.report.catalogue import METRICS, Metric
@@ -27,7 +28,7 @@ def metrics_page() -> str:
 
 def _row(metric: Metric, by_loss: dict[str, list[str]]) -> str:
     losses = [name for name, names in by_loss.items() if metric.key in names]
-    if metric.key == "reference/drift":
+    if metric.key in (DRIFT, ROUTE_AGREEMENT):
         losses = [name for name, definition in REGISTRY.items() if definition.needs_reference]
     unit = {"percent": "share of 1", "bytes": "bytes"}.get(metric.style, metric.unit)
     text = ". ".join(part.rstrip(".") for part in (metric.title, metric.note) if part)

@@ -57,6 +57,7 @@ def _tree(world: Path, family: str, run: str, *, share: bool = True, steps: int 
 def _check(metrics: list[dict], expected: list[dict[str, float]], case: str) -> None:
     assert len(metrics) == len(expected)
     assert metrics[0]["reference/drift"] == 0.0
+    assert metrics[0]["moe/route_agreement"] == 1.0
     for step, reference in zip(metrics, expected, strict=True):
         for name, value in reference.items():
             if not name.startswith("source/"):

@@ -42,8 +42,8 @@ def said_here(trees: list[dict], age: Path | None = None) -> list[tuple[str, lis
     if age is not None:
         from megatron_dpop.training.reference import read_reference, write_reference
 
-        logps, key = read_reference(age)
-        write_reference(age, logps, replace(key, code="older"))
+        kept = read_reference(age)
+        write_reference(age, kept._replace(key=replace(kept.key, code="older")))
     return [first, *(_said(tree) for tree in trees[1:])]
 
 
@@ -120,14 +120,14 @@ def meanwhile_here(trees: list[dict], kept: Path, **of_the_other: str) -> tuple[
     from megatron_dpop.training.reference import read_reference, write_reference
 
     _said(trees[0])
-    first, key = read_reference(kept)
+    first = read_reference(kept)
     kept.unlink()
     compute = reference_cache.compute_reference
 
     def and_meanwhile(*arguments: Any, **options: Any) -> Any:
         logps = compute(*arguments, **options)
         assert np.isnan(logps).any(), "the second needs a part of what the first has"
-        write_reference(kept, first, replace(key, **of_the_other))
+        write_reference(kept, first._replace(key=replace(first.key, **of_the_other)))
         return logps
 
     reference_cache.compute_reference = and_meanwhile
@@ -135,7 +135,7 @@ def meanwhile_here(trees: list[dict], kept: Path, **of_the_other: str) -> tuple[
         said, _ = _said(trees[1])
     finally:
         reference_cache.compute_reference = compute
-    return said, bool(np.array_equal(read_reference(kept)[0], first, equal_nan=True))
+    return said, bool(np.array_equal(read_reference(kept).logps, first.logps, equal_nan=True))
 
 
 @pytest.mark.parametrize(

@@ -99,11 +99,11 @@ def test_a_stop_in_the_reference_pass_keeps_what_was_computed(world: Path) -> No
     assert reasons[0] == reasons[1]
     assert reasons[0].startswith("in the reference pass (train), whose ")
     cache = Path(tree["run"]["dir"]) / "reference" / "train.safetensors"
-    kept, _ = read_reference(cache)
+    kept = read_reference(cache).logps
     known = ~np.isnan(kept[:, 0])
     assert 0 < known.sum() < len(known)
     resumed = run_ranks(train_here, 2, tree)[0]
-    whole, _ = read_reference(cache)
+    whole = read_reference(cache).logps
     assert np.array_equal(whole[known], kept[known])
     assert not np.isnan(whole[:, 0]).all()
     assert _comparable(resumed) == _comparable(run_ranks(train_here, 2, _tree(world, "reference_whole"))[0])
