@@ -18,6 +18,8 @@ PENALTY = "dpop/penalty"
 ACTIVE_FRACTION = "dpop/active_fraction"
 DRIFT = "reference/drift"
 LOAD_BALANCE = "moe/load_balance"  # and with a layer after it
+BALANCE_LOSS = "moe/balance_loss"
+Z_LOSS = "moe/z_loss"
 ROUTE_AGREEMENT = "moe/route_agreement"  # the same
 
 STEP_SECONDS = "perf/step_seconds"

@@ -1,5 +1,6 @@
 """Whether a mixture's experts can be cut over ranks as asked, and what a run with them cannot do."""
 
+from dataclasses import asdict
 from typing import Protocol
 
 from dpop_base.architectures import Architecture
@@ -56,8 +57,11 @@ def check_expert_layout(architecture: Architecture, layout: ExpertLayout) -> Non
 
 
 def check_with_experts(config: Config, architecture: Architecture) -> None:
-    """Raises UserError for the first key that a model with experts cannot be trained with yet."""
+    """Raises UserError for a key of experts where there are none, or that a model with experts cannot go with yet."""
     if architecture.experts is None:
+        for key, value in asdict(config.experts).items():
+            if value:
+                raise UserError(f"experts.{key}: {value}, and {architecture.family} has no experts; leave it out")
         return
     if config.lora is not None and (named := [name for name in config.lora.targets if name.startswith("linear_fc")]):
         raise UserError(

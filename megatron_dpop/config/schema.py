@@ -98,6 +98,15 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, config=_SECTION)
+class ExpertsConfig:
+    """Of models with experts: how their routers are trained."""
+
+    freeze_router: bool = False  # routers' weights stay as they are
+    balance_loss: NonNegativeReal = 0.0  # weight of each layer's loss for even loads, a mean over pairs
+    z_loss: NonNegativeReal = 0.0  # weight of each layer's loss for small router logits, a mean over pairs
+
+
+@dataclass(frozen=True, config=_SECTION)
 class SourceConfig:
     path: str  # a file, a pattern (shards/*.parquet), a folder, or a dataset's name on the hub
     weight: PositiveReal = 1.0  # how often each example occurs in one pass over the data
@@ -299,6 +308,7 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     lora: LoraConfig | None = None  # null: all parameters are trained
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     loss: LossConfig = field(default_factory=DpopConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     optimizer: OptimizerSection = field(default_factory=OptimizerConfig)

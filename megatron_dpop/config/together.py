@@ -21,6 +21,7 @@ def check_together(config: Config) -> None:
         "parallel.overlap_tensor": (config.parallel.overlap_tensor, (fp32, blockwise, lora)),
         "precision.fp8_params": (precision.fp8_params, (whole,)),
         "kernels.attention": (config.kernels.attention == "cudnn", (fp32,)),
+        "experts.freeze_router": (config.experts.freeze_router, (lora,)),
         "optimizer.offload": (optimizer.offload, (fp32, whole, moments, rounded)),
         "optimizer.state": (optimizer.state == "bf16", (whole,)),
         "train.offload_activations": (config.train.offload_activations, (fp32, full)),

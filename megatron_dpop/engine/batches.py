@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,14 +14,15 @@ from megatron_dpop.config.layout import row_multiple
 from megatron_dpop.data.examples import Lengths, TokenizedExample
 from megatron_dpop.engine.engine import ModelEngine
 from megatron_dpop.losses.contract import CompletionBatch
-from megatron_dpop.models.layout import RowLayout, RowRoutes
+from megatron_dpop.models.layout import RowExamples, RowLayout, RowRoutes
 from megatron_dpop.models.scoring import Scores
 from megatron_dpop.plan.flops import forward_flops
-from megatron_dpop.rows.context import row_shard
+from megatron_dpop.rows.context import RowShard, row_shard
 from megatron_dpop.rows.routed import routed_every, routed_tokens
 from megatron_dpop.rows.row import ALL_ALIKE, Ints, Row, TokenWeights, build_row
 from megatron_dpop.rows.schedule import StepPlan, plan_rows, step_examples
 from megatron_dpop.rows.shapes import ExampleShapes, example_shapes
+from megatron_dpop.rows.shares import seen_by_routers, token_shares
 from megatron_dpop.runtime.devices import to_device
 
 ReferenceLogps = NDArray[np.float32]  # [examples, completions], NaN where an example has fewer
@@ -167,12 +168,15 @@ class RowSource:
         """This rank's rows of a step, all of one length."""
         plan = self.plan(step)
         mine = plan.by_rank[self.engine.data_parallel_rank]
-        return [self._batch(indices, plan.row_tokens, reference) for indices in mine]
+        examples = len(self.examples_of_step(step))
+        return [self._batch(indices, plan.row_tokens, reference, of_step=examples) for indices in mine]
 
-    def _batch(self, indices: Sequence[int], row_tokens: int, reference: ReferenceLogps | None) -> RowBatch:
+    def _batch(
+        self, indices: Sequence[int], row_tokens: int, reference: ReferenceLogps | None, *, of_step: int
+    ) -> RowBatch:
         examples = [self.dataset[index] for index in indices]
         row = build_row(examples, indices, row_tokens=row_tokens, share_prefix=self.share_prefix, weights=self.weights)
-        return row_batch(row, reference, self.engine, routed_every=routed_every(len(self)))
+        return row_batch(row, reference, self.engine, every=routed_every(len(self)), of_step=of_step)
 
 
 @dataclass(frozen=True)
@@ -199,9 +203,13 @@ def dataset_shapes(dataset: Examples, *, share_prefix: bool) -> ExampleShapes:
 
 
 def row_batch(
-    row: Row, reference: ReferenceLogps | None, engine: ModelEngine, *, routed_every: int | None = None
+    row: Row, reference: ReferenceLogps | None, engine: ModelEngine, *, every: int = 1, of_step: int = 1
 ) -> RowBatch:
-    """`routed_every`: of which examples the routers write down the experts, as `rows.routed` has it; None: of none."""
+    """The row on this rank's device.
+
+    Of models with experts, `every` says of which examples routers write down the experts (`megatron_dpop.rows.routed`),
+    and `of_step` over how many examples their own losses are means.
+    """
 
     def tensor(array: NDArray[np.generic]) -> Tensor:
         return to_device(array, engine.device)
@@ -212,14 +220,9 @@ def row_batch(
         reference_logps = tensor(wanted[~np.isnan(wanted)])
         assert len(reference_logps) == len(row.sequence_lengths), "the reference lacks some of the row's examples"
     shard = row_shard(row, engine.context_parallel_rank, engine.context_parallel_size)
-    routed, routes = None, None
-    if routed_every is not None and engine.architecture.experts is not None:
-        part, parts = (engine.groups.tp.rank(), engine.groups.tp.size()) if engine.config.sequence_parallel else (0, 1)
-        routed, places = routed_tokens(row, shard, every=routed_every, part=part, parts=parts)
-        routes = RowRoutes(tensor(places))
-    return RowBatch(
+    batch = RowBatch(
         tokens=tensor(shard.tokens)[None],
-        layout=RowLayout(positions=tensor(shard.positions), attention=shard.attention, routes=routes),
+        layout=RowLayout(positions=tensor(shard.positions), attention=shard.attention),
         scores=Scores(
             positions=tensor(shard.score_positions),
             targets=tensor(shard.score_targets),
@@ -238,5 +241,27 @@ def row_batch(
         sequence_preferred=tensor(row.sequence_preferred),
         reference_logps=reference_logps,
         row=row,
-        routed=routed,
     )
+    if engine.architecture.experts is None:
+        return batch
+    return _with_routing(batch, shard, engine, every=every, of_step=of_step)
+
+
+def _with_routing(batch: RowBatch, shard: RowShard, engine: ModelEngine, *, every: int, of_step: int) -> RowBatch:
+    """The row with what routers take from it, and write into it; `shard`: this rank's of it."""
+    row, device = batch.row, engine.device
+    part, parts = (engine.groups.tp.rank(), engine.groups.tp.size()) if engine.config.sequence_parallel else (0, 1)
+    routed, places = routed_tokens(row, shard, every=every, part=part, parts=parts)
+    layout = replace(batch.layout, routes=RowRoutes(to_device(places, device)))
+    if engine.config.balance_loss or engine.config.z_loss:
+        seen = seen_by_routers(
+            len(row.tokens),
+            rank=engine.context_parallel_rank,
+            ranks=engine.context_parallel_size,
+            part=part,
+            parts=parts,
+        )
+        example, share = token_shares(row)
+        of_tokens = to_device(example[seen], device), to_device(share[seen], device)
+        layout = replace(layout, examples=RowExamples(*of_tokens, examples=len(row.example_ids), of_step=of_step))
+    return replace(batch, layout=layout, routed=routed)

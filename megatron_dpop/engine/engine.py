@@ -24,6 +24,7 @@ from megatron_dpop.config.layout import ModelLayout
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.engine.optimizer import build_optimizer, build_scheduler
 from megatron_dpop.models.build import build_model, transformer_config
+from megatron_dpop.models.experts import freeze_routers
 from megatron_dpop.models.lora import Adapter, add_adapters
 from megatron_dpop.runtime.devices import on_gpu
 from megatron_dpop.runtime.tensor_overlap import open_buffers
@@ -160,6 +161,8 @@ def build_model_engine(config: Config, architecture: Architecture, device: torch
         module.to(device)
         if config.lora is not None:
             adapters += add_adapters(module, config.lora, architecture, groups, seed=config.train.seed)
+        if config.experts.freeze_router:
+            freeze_routers(module)
     return ModelEngine(
         layout=layout,
         config=model_config,
@@ -216,6 +219,8 @@ def model_options(config: Config) -> dict[str, Any]:
         "fused_kernels": config.kernels.fused,
         "attention_kernel": config.kernels.attention,
         "fused_weight_gradients": config.kernels.fused and config.lora is None,
+        "balance_loss": config.experts.balance_loss,
+        "z_loss": config.experts.z_loss,
     }
     if config.train.recompute == "full":
         options |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}

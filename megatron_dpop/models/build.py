@@ -27,6 +27,8 @@ class RowTransformerConfig(TransformerConfig):
     fused_kernels: bool = False  # Triton's, for tensors on a GPU
     attention_kernel: Literal["flash", "cudnn"] = "flash"  # on a GPU
     fused_weight_gradients: bool = False  # of Transformer Engine's linears, added to fp32 by the product itself
+    balance_loss: float = 0.0  # weights of the routers' own losses
+    z_loss: float = 0.0
 
 
 def transformer_config(

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
 
-from megatron_dpop.models.layout import RowLayout
+from megatron_dpop.models.layout import RowExamples, RowLayout
+from megatron_dpop.models.router_losses import balance_loss, z_loss
 
 CODE_BITS = 26  # 32 of them add up to less than 2^31
 
@@ -56,18 +58,34 @@ class Router(TopKRouter):
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """fp32 [tokens, 1, experts] to what `route` gives."""
-        shares, chosen = route(
-            logits.flatten(0, 1),
-            per_token=self.topk,
-            shares_sum_to_one=not self.config.moe_router_pre_softmax,
-        )
+        logits = logits.flatten(0, 1)
+        shares, chosen = route(logits, per_token=self.topk, shares_sum_to_one=not self.config.moe_router_pre_softmax)
         if torch.is_grad_enabled():
             counts = chosen.sum(0)
             self.assigned = counts if self.assigned is None else self.assigned + counts
+            if self.row is not None and self.row.examples is not None:
+                # Its gradient is added to the step's, and the shares are what they were.
+                shares = MoEAuxLossAutoScaler.apply(shares, self._losses(logits, chosen, self.row.examples))
         if self.row is not None and self.row.routes is not None:
             of_tokens = chosen.index_select(0, self.row.routes.tokens)
             self.row.routes.codes[self.layer_number - 1] = (of_tokens * self.codes).sum(-1, dtype=torch.int32)
         return shares, chosen
+
+    def _losses(self, logits: Tensor, chosen: Tensor, row: RowExamples) -> Tensor:
+        """What the router's own losses add to the step's, fp32 scalar. Megatron-Core's divide by a count of tokens."""
+        balance = balance_loss(
+            logits.softmax(-1, dtype=torch.float32), chosen, row, per_token=self.topk, group=self.tp_cp_group
+        )
+        both = torch.stack((balance, z_loss(logits, row))) / row.of_step
+        row.losses[self.layer_number - 1] = both.detach()
+        return self.config.balance_loss * both[0] + self.config.z_loss * both[1]
+
+
+def freeze_routers(model: GPTModel) -> None:
+    """Leaves the routers' weights out of training: no gradient, no optimizer state."""
+    for layer in model.decoder.layers:
+        if isinstance(router := getattr(layer.mlp, "router", None), Router):
+            router.requires_grad_(False)
 
 
 def follow_rows(model: GPTModel) -> None:

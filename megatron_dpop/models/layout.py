@@ -26,6 +26,17 @@ class RowRoutes:
     codes: dict[int, torch.Tensor] = field(default_factory=dict)  # by layer, from 0: int32 [tokens], one a set
 
 
+@dataclass(frozen=True)
+class RowExamples:
+    """Whose the tokens are that this rank's routers see, for the routers' own losses, which they fill in."""
+
+    example: torch.Tensor  # int64 [tokens], index into the row's examples
+    share: torch.Tensor  # fp32 [tokens], of its example; over all ranks that share the row an example's add up to 1
+    examples: int  # of the row
+    of_step: int  # examples of the whole step
+    losses: dict[int, torch.Tensor] = field(default_factory=dict)  # by layer, from 0: fp32 [2], balance and z
+
+
 @dataclass
 class RowLayout(PackedSeqParams):
     """Carried to attention and rotary embedding by Megatron's own `packed_seq_params` argument.
@@ -41,6 +52,7 @@ class RowLayout(PackedSeqParams):
     sliding_rotation: Rotation | None = None
 
     routes: RowRoutes | None = None  # of models with experts
+    examples: RowExamples | None = None  # where routers have losses
 
     _blocks: DeviceBlocks | None = None
 

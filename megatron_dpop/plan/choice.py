@@ -30,6 +30,7 @@ class LayoutChoice(ModelLayout):
     offload_optimizer: bool = False  # master weights and moments in the host's memory
     overlap: bool = True  # data-parallel communication with computation
     lora: LoraConfig | None = None  # adapters alone are trained
+    freeze_router: bool = False
     attention_kernel: Literal["flash", "cudnn"] = "flash"
 
     @property

@@ -29,6 +29,7 @@ def choice_of(config: Config, *, data: int = 1) -> LayoutChoice:
         optimizer_state=config.optimizer.state,
         offload_optimizer=config.optimizer.offload,
         lora=config.lora,
+        freeze_router=config.experts.freeze_router,
         overlap=config.parallel.overlap is not False,
     )
 

@@ -17,6 +17,7 @@ class Parameters:
     other: int  # embedding, norms, biases, routers
     experts: int = 0  # matrices of the experts that tokens are sent to: cut and repeated over ranks of their own
     adapters: int = 0
+    frozen: int = 0  # of the model's, without adapters
 
     @property
     def base(self) -> int:
@@ -24,7 +25,7 @@ class Parameters:
         return self.linear + self.output + self.other + self.experts
 
     def trainable(self, lora: LoraConfig | None) -> int:
-        return self.base if lora is None else self.adapters
+        return self.base - self.frozen if lora is None else self.adapters
 
     def shared_out(self, choice: LayoutChoice) -> float:
         """Trained entries of which this device keeps the optimizer's state, where ranks with equal weights share it."""
@@ -86,7 +87,13 @@ def stage_parameters(architecture: Architecture, choice: LayoutChoice, stage: in
         + (widths.hidden if is_last else 0),
         experts=mixtures * expert_entries(architecture, choice),
         adapters=layers * adapter_entries(widths, choice.lora) if choice.lora else 0,
+        frozen=mixtures * router_entries(architecture) if choice.freeze_router else 0,
     )
+
+
+def router_entries(architecture: Architecture) -> int:
+    """Counts one layer's, without the shared expert's gate."""
+    return 0 if architecture.experts is None else architecture.experts.count * architecture.hidden_size
 
 
 def _beside_experts(architecture: Architecture, choice: LayoutChoice) -> tuple[int, int]:

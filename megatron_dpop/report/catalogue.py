@@ -7,6 +7,7 @@ from typing import Literal
 from dpop_base.metric_names import (
     ACCURACY,
     ACTIVE_FRACTION,
+    BALANCE_LOSS,
     CHOSEN_LOGP,
     CHOSEN_MINUS_REFERENCE,
     CHOSEN_REWARD,
@@ -28,6 +29,7 @@ from dpop_base.metric_names import (
     STRAGGLER,
     TOKENS_PER_SECOND,
     VALIDATION,
+    Z_LOSS,
 )
 
 Style = Literal["number", "percent", "bytes"]
@@ -89,6 +91,8 @@ METRICS = (
         "scored tokens; as moe/route_agreement/N in layer N",
         style="percent",
     ),
+    Metric(BALANCE_LOSS, "Routers' loss for even loads", "Mean over pairs and layers, before its weight; 1 is even"),
+    Metric(Z_LOSS, "Routers' loss for small logits", "Mean over pairs and layers, before its weight"),
     Metric("learning_rate", "Learning rate", zero=""),
     Metric("data/pad_fraction", "Padding in rows", style="percent"),
     Metric("data/shared_fraction", "Tokens saved by prefix sharing", style="percent"),

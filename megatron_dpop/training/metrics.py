@@ -22,7 +22,7 @@ from megatron_dpop.losses.registry import Loss
 from megatron_dpop.runtime.beats import waiting
 from megatron_dpop.runtime.devices import to_device
 from megatron_dpop.runtime.stop import StopRequest
-from megatron_dpop.training.expert_loads import load_metrics, take_loads
+from megatron_dpop.training.expert_loads import load_metrics, router_loss_metrics, router_losses, take_loads
 from megatron_dpop.training.routes import agreement_metrics, count_agreeing
 from megatron_dpop.training.timing import StepClock, straggler_metrics
 
@@ -45,6 +45,7 @@ class Totals(NamedTuple):
     stop_votes: list[float]  # as `StopRequest.votes` has them
     loads: list[float]  # [layers * experts], tokens; empty without experts
     agreeing: list[float]  # [layers * 2], of `training.routes`; empty where the reference's routes are unknown
+    router_losses: list[float]  # [layers * 2], balance and z; empty without
 
     @classmethod
     def over_all_ranks(
@@ -57,7 +58,7 @@ class Totals(NamedTuple):
     ) -> "Totals":
         """Adds up what each rank gives; every rank calls it. One all-reduce and one copy to the host.
 
-        `of_experts`: loads and agreeing, as the fields have them.
+        `of_experts`: the last three, as the fields have them.
         """
         from_host = to_device(np.array([*seconds, *stop_votes], dtype=np.float64), sums.device)
         parts = [part.flatten() for part in (sums, drifts, from_host, *of_experts) if part is not None]
@@ -82,7 +83,9 @@ class StepMetrics:
         self.loss = loss
         self.dataset = dataset
         self.clock = StepClock()
-        self.agreeing: Tensor | None = None  # since the last `reduce`
+        # Since the last `reduce`:
+        self.agreeing: Tensor | None = None
+        self.router_losses: Tensor | None = None
         self.loss_names = metric_names(loss)
         self.sources = dataset.source_names if len(dataset.source_names) > 1 else ()
         self.names = [
@@ -104,10 +107,12 @@ class StepMetrics:
         return output.losses.sum(), collected
 
     def see_routes(self, rows: Sequence[RowBatch], reference: ReferenceRoutes | None, source: RowSource) -> None:
-        """Counts tokens whose experts are the reference's, of rows that have passed the policy."""
+        """Takes from rows that have passed the policy what its routers wrote: whose experts are the reference's, and
+        the routers' own losses.
+        """
         if reference is not None:
-            counts = count_agreeing(rows, reference, source)
-            self.agreeing = counts if self.agreeing is None else self.agreeing + counts
+            self.agreeing = _added(self.agreeing, count_agreeing(rows, reference, source))
+        self.router_losses = _added(self.router_losses, router_losses(self.engine, rows))
 
     def reduce(self, collected: Sequence[RowMetrics]) -> dict[str, float]:
         """Means by name and `reference/drift` (largest difference of policy and reference), equal on all ranks; within
@@ -129,16 +134,17 @@ class StepMetrics:
         seconds = [] if own_seconds is None else [0.0] * dist.get_world_size()
         if own_seconds is not None:
             seconds[dist.get_rank()] = own_seconds
-        totals = Totals.over_all_ranks(sums, drifts, seconds, self.stop.votes(), take_loads(self.engine), self.agreeing)
-        self.agreeing = None
+        of_experts = take_loads(self.engine), self.agreeing, self.router_losses
+        self.agreeing = self.router_losses = None
+        totals = Totals.over_all_ranks(sums, drifts, seconds, self.stop.votes(), *of_experts)
         self.stop.count(totals.stop_votes)
         pairs = zip(totals.sums[::2], totals.sums[1::2], strict=True)
         means = {name: total / count for name, (total, count) in zip(self.names, pairs, strict=True) if count}
         if self.loss.needs_reference:
             means[DRIFT] = max(totals.drifts)
-        of_experts = load_metrics(totals.loads, self.engine.architecture)
-        of_experts |= agreement_metrics(totals.agreeing)
-        return means | straggler_metrics(totals.seconds) | of_experts
+        means |= straggler_metrics(totals.seconds) | load_metrics(totals.loads, self.engine.architecture)
+        means |= router_loss_metrics(totals.router_losses, self.engine.architecture)
+        return means | agreement_metrics(totals.agreeing)
 
     def _sums(self, output: LossOutput) -> Tensor:
         """(sum, count) of each of the loss's metrics, fp64 [metrics, 2]."""
@@ -159,6 +165,10 @@ class StepMetrics:
             else:
                 found.append(torch.zeros(len(self.loss_names), 2, dtype=torch.float64, device=batch.logps.device))
         return found
+
+
+def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    return more if total is None or more is None else total + more
 
 
 def _drift(row: RowBatch, logps: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ def _check(sections: dict[str, Any]) -> None:
             "optimizer.min_lr: a constant schedule does not fall",
         ),
         ({"optimizer": {"lr": 1e-6, "min_lr": 1e-5}}, "optimizer.min_lr: 1e-05 is more than optimizer.lr 1e-06; give"),
+        ({"experts": {"freeze_router": True}, "lora": {"rank": 8}}, "experts.freeze_router: .* lora: adapters"),
         ({"optimizer": {"decay_share": 0.2}}, "optimizer.decay_share: has no effect on schedule cosine; set"),
         ({"train": {"offload_activations": True, "recompute": "full"}}, "offload_activations: .*train.recompute: full"),
         (
