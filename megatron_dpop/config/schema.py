@@ -272,6 +272,7 @@ RuleName = Literal[
     "accuracy_at_half",
     "validation_parting",
     "throughput_drop",
+    "router_collapse",
 ]
 
 

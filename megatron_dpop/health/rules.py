@@ -13,6 +13,7 @@ from dpop_base.metric_names import (
     CHOSEN_MINUS_REFERENCE,
     DRIFT,
     GRAD_NORM,
+    LOAD_BALANCE,
     LOSS,
     PAIRS_PER_SECOND,
     PENALTY,
@@ -49,6 +50,9 @@ SLOWED_RATIO = 0.7
 SLOWED_LINES = 10
 SLOWED_LEAST_BEFORE = 20
 SLOWED_MOST_BEFORE = 100
+
+COLLAPSED_TIMES = 2.0
+COLLAPSED_LINES = 10
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,22 @@ def throughput_drop(history: History) -> str | None:
     return None
 
 
+def router_collapse(history: History) -> str | None:
+    """A router that favours few experts trains these alone, and favours them the more."""
+    layers = [name for name in history.line if name.startswith(f"{LOAD_BALANCE}/")]
+    found = [(name, history.series(name)) for name in layers if len(history.series(name)) >= 2 * COLLAPSED_LINES]
+    grown = {name: mean(points[-COLLAPSED_LINES:]) / mean(points[:COLLAPSED_LINES]) for name, points in found}
+    worst = max(grown, key=lambda name: grown[name], default=None)
+    if worst is None or grown[worst] < COLLAPSED_TIMES:
+        return None
+    recent, first = history.newest(worst, COLLAPSED_LINES), history.series(worst)[:COLLAPSED_LINES]
+    return (
+        f"{_steps(recent)}, the busiest expert of layer {worst.rpartition('/')[2]} gets {mean(recent):.3g} times the "
+        f"mean of all, after {mean(first):.3g} {_steps(first)}: the router sends ever more tokens to few experts. "
+        "Lower optimizer.lr, set experts.freeze_router, or experts.balance_loss (0.001)."
+    )
+
+
 def _steps(points: Sequence[LoggedValue]) -> str:
     return f"over steps {points[0].step} to {points[-1].step}"
 
@@ -209,4 +229,5 @@ RULES = (
     HealthRule("accuracy_at_half", "Accuracy stays at a half", accuracy_at_half),
     HealthRule("validation_parting", "Validation parts from training", validation_parting),
     HealthRule("throughput_drop", "Throughput drops", throughput_drop),
+    HealthRule("router_collapse", "A router collapses", router_collapse),
 )

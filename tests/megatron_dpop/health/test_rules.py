@@ -13,6 +13,8 @@ from megatron_dpop.health.monitor import Finding, findings
 from megatron_dpop.health.rules import (
     ACTIVE_LINES,
     ACTIVE_SHARE,
+    COLLAPSED_LINES,
+    COLLAPSED_TIMES,
     DRIFT_NATS,
     EXPLODED_LEAST_BEFORE,
     EXPLODED_LINES,
@@ -75,6 +77,7 @@ def test_every_rule_has_its_name_in_the_config() -> None:
                 f"the {SLOWED_LEAST_BEFORE} to {SLOWED_MOST_BEFORE} before",
             ],
         ),
+        ("router_collapse", [f"{COLLAPSED_LINES} lines", f"at least {COLLAPSED_TIMES:g} times"]),
     ],
 )
 def test_the_documented_thresholds_are_the_rules(rule: str, numbers: list[str]) -> None:
@@ -305,3 +308,22 @@ def test_what_is_known_depends_on_the_lines_alone() -> None:
         if step == 40:
             assert second.findings == first.findings
     assert second.findings == whole
+
+
+@pytest.mark.parametrize(
+    ("end", "is_seen"),
+    [(6.5, True), (5.5, False), (math.nan, False)],  # of layer 3's busiest expert, over the mean; it begins at 3
+)
+def test_a_router_that_collapses(end: float, is_seen: bool) -> None:
+    """Layer 1 is uneven from the start and stays so: its experts are specialists of such data."""
+    lines = healthy(60)
+    for step, line in lines.items():
+        loads = {"1": 9.0 + 0.5 * math.sin(step), "3": 3.0 + (end - 3.0) * min(1.0, max(0, step - 10) / 30)}
+        if step < 60:
+            line |= {f"moe/load_balance/{layer}": load for layer, load in loads.items()}
+            line["moe/load_balance"] = max(loads.values())
+    found = _found(lines)
+    assert set(found) == ({"router_collapse"} if is_seen else set())
+    if is_seen:
+        assert "the busiest expert of layer 3 gets 6.5 times the mean" in found["router_collapse"].what
+        assert 35 < found["router_collapse"].first_step < 50
