@@ -10,11 +10,11 @@ from dpop_base.files import write_text
 def filled(text: str, blocks: Mapping[str, str]) -> str:
     """The page with each block in its place; a block without a place is an error."""
     for name, block in blocks.items():
-        place = re.compile(rf"(<!-- {name}: [^>]*-->\n).*?(\n<!-- end -->)", re.DOTALL)
+        place = re.compile(rf"(<!-- {name}: [^>]*-->\n).*?(<!-- end -->)", re.DOTALL)
         found = place.search(text)
         if found is None:
             raise ValueError(f"the page has no place for {name}")
-        text = f"{text[: found.start()]}{found[1]}{block}{found[2]}{text[found.end() :]}"
+        text = f"{text[: found.start()]}{found[1]}\n{block}\n\n{found[2]}{text[found.end() :]}"
     return text
 
 

@@ -13,7 +13,7 @@ from fractions import Fraction
 from megatron_dpop.data.makers.corrupt import corrupt, final_answer, wrong_number
 from megatron_dpop.data.makers.pairs_file import Pair
 
-LARGEST_TERM = 99
+LARGEST_TERM = 50
 STEPS = (2, 3)  # how many a problem can have: three or four terms
 
 

@@ -45,7 +45,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 class Results:
-    """A file of lines, each with a `name` that occurs once; what another process adds meanwhile is read with it."""
+    """A file of lines by their `name`, of which the one counts that answered most problems, and the first of those.
+
+    What another process adds meanwhile is read with it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,11 +59,16 @@ class Results:
         found: dict[str, Line] = {}
         for text in self.path.read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
-            found.setdefault(line["name"], line)
+            if line["name"] not in found or line["problems"] > found[line["name"]]["problems"]:
+                found[line["name"]] = line
         return list(found.values())
 
     def by_name(self) -> dict[str, Line]:
         return {line["name"]: line for line in self.lines()}
+
+    def lacks(self, name: str, problems: int) -> bool:
+        line = self.by_name().get(name)
+        return line is None or line["problems"] < problems
 
     def of_kind(self, kind: str) -> list[Line]:
         return sorted((line for line in self.lines() if line["kind"] == kind), key=lambda line: line.get("seed", 0))

@@ -1,8 +1,7 @@
 """What all trials stand on: problems and pairs on disk, and a model that an SFT stage has taught the task.
 
-The stage is the trainer's own `train` with the loss `sft`, from SmolLM2-135M-Instruct. It goes on, a few steps at a
-time, until the model solves ENOUGH of some problems of its own: neither the training's nor those that trials are
-measured on.
+The stage is the trainer's own `train` with the loss `sft`, from SmolLM2-135M-Instruct, long enough for the model to
+solve half of the problems or more and short enough for it not to solve all.
 """
 
 import json
@@ -22,8 +21,8 @@ from megatron_dpop import train
 EDITS = ("low", "high")
 HELD_OUT, OWN, TRAIN_PAIRS, TAUGHT = 300, 100, 400, 12_000  # problems
 SCORED_PAIRS = 60  # of the held-out problems, for token log-probabilities
-ENOUGH = 0.55  # share of the stage's own problems
-STEPS_AT_A_TIME, MOST_STEPS = 20, 400
+# Of the SFT stage: first at a constant rate, then, begun anew from there, falling to zero.
+CONSTANT_STEPS, FALLING_STEPS, TEACHING_RATE = 80, 60, 5.0e-4
 FORM = {"chat_template": "none", "max_tokens": 128, "row_tokens": 2048}  # of all data here: plain text
 
 
@@ -75,32 +74,27 @@ class Stage:
     def _teach(self) -> None:
         from examples.arithmetic.measure import greedy_answers, load_model
 
-        record = self.root / "sft.json"
-        history: list[dict[str, int]] = json.loads(record.read_text()) if record.exists() else []
+        constant = train(self._config("sft-constant", self.root / "model", "constant", CONSTANT_STEPS, seed=0))
+        falling = train(self._config("sft", constant.model, "linear", FALLING_STEPS, seed=1))
         own = self.problems["own"]
-        while not history or history[-1]["solved"] < ENOUGH * len(own):
-            steps = STEPS_AT_A_TIME * (len(history) + 1)
-            if steps > MOST_STEPS:
-                raise SystemExit(f"{MOST_STEPS} steps of SFT were not enough: {history[-1]}")
-            print(f"\n== SFT to step {steps}", flush=True)
-            run = train(self._config(steps))
-            answers = greedy_answers(*load_model(run.model), [one.question for one in own])
-            solved = sum(one.is_solved_by(answer.text) for one, answer in zip(own, answers, strict=True))
-            history.append({"steps": steps, "solved": solved, "of": len(own)})
-            write_json(record, history)
-            print(f"   solves {solved} of its own {len(own)} problems; {answers[0].text!r}", flush=True)
+        answers = greedy_answers(*load_model(falling.model), [one.question for one in own])
+        solved = sum(one.is_solved_by(answer.text) for one, answer in zip(own, answers, strict=True))
+        print(f"SFT: {solved} of {len(own)} problems are solved; the first is answered {answers[0].text!r}", flush=True)
+        write_json(
+            self.root / "sft.json",
+            {"steps": CONSTANT_STEPS + FALLING_STEPS, "rate": TEACHING_RATE, "solved": solved, "of": len(own)},
+        )
 
-    def _config(self, steps: int) -> dict[str, Any]:
+    def _config(self, name: str, model: Path, schedule: str, steps: int, *, seed: int) -> dict[str, Any]:
         return {
-            "model": {"path": str(self.root / "model")},
+            "model": {"path": str(model)},
             "data": {"train": str(self.root / "data" / "taught.jsonl"), **FORM},
             "loss": {"name": "sft"},
-            # Without decay, so that a stage that goes on is the same as one that was longer from the start.
-            "optimizer": {"lr": 1.0e-4, "schedule": "constant", "warmup_steps": 5},
-            "train": {"steps": steps, "global_batch_pairs": 32},
-            "checkpoint": {"every": STEPS_AT_A_TIME, "keep": 1},
+            "optimizer": {"lr": TEACHING_RATE, "schedule": schedule, "warmup_steps": 10},
+            "train": {"steps": steps, "global_batch_pairs": 32, "seed": seed},
+            "checkpoint": {"every": 40, "keep": 1},
             "logging": {"tensorboard": False},
-            "run": {"dir": str(self.root / "sft")},
+            "run": {"dir": str(self.root / name)},
         }
 
 

@@ -18,7 +18,7 @@ from megatron_dpop.config.load import config_from_dict
 from megatron_dpop.config.schema import SourceConfig
 from megatron_dpop.runtime import processes
 
-KL_PROBLEMS = 50
+KL_PROBLEMS = 30
 
 
 class ReachedError(Exception):

@@ -6,6 +6,9 @@ Without --results they are written anew from the committed ones, docs/paper/accu
 """
 
 import argparse
+import math
+import random
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +19,13 @@ import matplotlib.pyplot as plt
 
 from examples.arithmetic import style
 from examples.arithmetic.pages import fill, markdown
+from examples.arithmetic.problems import low_edit_pair
 from examples.arithmetic.results import Estimate, Line, Results, estimate, over_seeds, paired_over_problems
+from examples.arithmetic.stage import Stage
 from examples.arithmetic.trials import PAIRS_A_STEP, RATE, STEPS, Trial
 from examples.paper import accuracy
 from examples.paper.accuracy import BETA, BETAS, LOSSES
+from megatron_dpop.data.makers.corrupt import trailing_zeros
 
 DOCS = Path(__file__).parents[2] / "docs" / "paper"
 NAMES = {"dpo": "DPO", "ipo": "IPO", "dpop": "DPOP"}
@@ -53,12 +59,13 @@ class Page:
         }
 
     def facts(self) -> str:
-        taught = self.start["sft"][-1]
+        taught = self.start["sft"]
         return (
-            f"The SFT stage ended after {taught['steps']} steps, where the model solved {taught['solved']} of the "
-            f"{taught['of']} problems that it asks. Of the {self.start['problems']} held-out problems it solves "
-            f"**{self.start['accuracy']:.1%}**: the accuracy before. Trials take {STEPS} steps of {PAIRS_A_STEP} pairs "
-            f"at a peak rate of {RATE:g}, as the runs of [the other page](README.md) do."
+            f"The SFT stage takes {taught['steps']} steps of 32 solutions at a peak rate of {taught['rate']:g}; the "
+            f"model then solves {taught['solved']} of {taught['of']} problems of the stage's own. Of the "
+            f"{self.start['problems']} held-out problems it solves **{self.start['accuracy']:.1%}**: the accuracy "
+            f"before. Trials take {STEPS} steps of {PAIRS_A_STEP} pairs at a peak rate of {RATE:g}, as the runs of "
+            "[the other page](README.md) do."
         )
 
     def lines(self, one: Trial) -> list[Line]:
@@ -111,6 +118,37 @@ class Page:
         header = [corner, "points, interval of the problems", "points, interval of the seeds"]
         return markdown([*header, "by problems", "by seeds"], rows)
 
+    def sceptic(self) -> str:
+        """The questions of docs/paper/README.md, answered."""
+        dpop, early = accuracy.of("dpop", 0), accuracy.early_dpo(0)
+        ours, theirs = self.lines(dpop), self.lines(early)
+        ended = ", ".join(str(line["steps"]) for line in theirs)
+        before = self.start["accuracy"]
+        alone = 1.96 * math.sqrt(before * (1 - before) / self.start["problems"])
+        return "\n".join(
+            [
+                f"- **Is DPOP more than SFT + DPO?** Accuracy of DPOP minus that of DPO with `nll_weight: 1`: "
+                f"{self.said(dpop, accuracy.dpo_and_sft(0))}. Minus SFT on the right solutions alone: "
+                f"{self.said(dpop, accuracy.sft(0))}.",
+                f"- **And than DPO at an equal margin?** DPO reaches the margin at which DPOP ends, "
+                f"{mean(ours, 'margin').text(1)} nats, after {ended} of {STEPS} steps (a seed each), its right answers "
+                f"{mean(theirs, 'chosen_minus_reference').text(1, signed=True)} nats from the reference in place of "
+                f"DPOP's {mean(ours, 'chosen_minus_reference').text(1, signed=True)}. Accuracy of DPOP minus that of "
+                f"this DPO: {self.said(dpop, early)}; minus that of DPO at a fifth of the rate: "
+                f"{self.said(dpop, accuracy.slow_dpo(0))}.",
+                f"- **How wide are the bars?** {len(ours)} seeds tell DPOP's accuracy to "
+                f"±{100 * mean(ours, 'accuracy').half:.1f} points; {self.start['problems']} problems tell that of one "
+                f"model to ±{100 * alone:.1f}. There is one model and one SFT stage: of others these bars say nothing.",
+                f"- **Is it the corruption's form?** {corruption()}",
+            ]
+        )
+
+    def said(self, one: Trial, other: Trial) -> str:
+        problems = paired_over_problems(self.lines(one), self.lines(other))
+        seeds = over_seeds(self.lines(one), self.lines(other), "accuracy")
+        words = [found.text(1, percent=True, signed=True) for found in (problems, seeds)]
+        return f"{words[0]} points ({sign(problems)}; {words[1]} with the seeds' interval, {sign(seeds)})"
+
     def draw(self, path: Path) -> None:
         style.begin()
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained", sharex=True)
@@ -123,8 +161,36 @@ class Page:
             axes.axvline(100 * self.start["accuracy"], color=style.GREY, linestyle="--", label="before")
             axes.set_title(title)
             style.finish(axes, x="held-out problems solved, %", y="")
-        left.legend(frameon=False, fontsize=9)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         style.save(figure, path)
+
+
+def mean(lines: Sequence[Line], name: str) -> Estimate:
+    return estimate([line[name] for line in lines])
+
+
+def corruption() -> str:
+    """What the numbers of low-edit pairs look like, right and wrong."""
+    problems = Stage(Path()).problems["pairs"]
+    made = [low_edit_pair(problem, random.Random(f"train {at}")) for at, problem in enumerate(problems)]
+    changed = [changed_number(pair.chosen, pair.rejected) for pair in made if pair is not None]
+    shares = {
+        "zeros": sum(trailing_zeros(right) == trailing_zeros(wrong) for right, wrong in changed),
+        "digits": sum(len(str(right)) == len(str(wrong)) for right, wrong in changed),
+        "larger": sum(wrong > right for right, wrong in changed),
+    }
+    zeros, digits, larger = (f"{count / len(changed):.0%}" for count in shares.values())
+    return (
+        f"Of the {len(changed)} wrong numbers {zeros} end in as many zeros as the right one, {digits} have as many "
+        f"digits, {larger} are larger: their look does not tell which is wrong. That each pair differs in one number "
+        "of the working, and never in the final answer, is its form, and all that is shown here is shown of it."
+    )
+
+
+def changed_number(chosen: str, rejected: str) -> tuple[int, int]:
+    both = zip(re.findall(r"\d+", chosen), re.findall(r"\d+", rejected), strict=True)
+    ((right, wrong),) = [(int(one), int(other)) for one, other in both if one != other]
+    return right, wrong
 
 
 def sign(found: Estimate) -> str:
@@ -146,4 +212,5 @@ if __name__ == "__main__":
         Results(given.results).keep(["start", *(one.name for one in accuracy.trials())], kept.path)
     page = Page(kept)
     fill(DOCS / "accuracy.md", page.blocks())
+    fill(DOCS / "README.md", {"sceptic": page.sceptic()})
     page.draw(DOCS / "accuracy.svg")

@@ -50,6 +50,7 @@ NEEDS = {
     "tools/slurm_cluster.sh": "SLURM's daemons (tests/slurm runs it)",
     "tools/": "minutes",
     "examples/paper/": "half an hour",
+    "examples/arena/": "hours",
     "examples/quickstart/model.py": "the model's package from a registry",
     "examples/api/": "nothing (tests/examples/test_api.py runs them)",
     "examples/recipes/stages.py": "nothing, but writes configs (tests/slurm runs it)",

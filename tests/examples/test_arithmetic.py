@@ -60,7 +60,8 @@ def test_high_edit_pairs_are_wrong_from_the_first_result_on_and_worded_otherwise
 
 def line(seed: int, solved: str) -> dict:
     accuracy = solved.count("1") / len(solved)
-    return {"name": f"one-seed{seed}", "kind": "one", "seed": seed, "solved": solved, "accuracy": accuracy}
+    known = {"name": f"one-seed{seed}", "kind": "one", "seed": seed, "problems": len(solved)}
+    return {**known, "solved": solved, "accuracy": accuracy}
 
 
 def test_differences_are_paired_by_seed_and_problem() -> None:
@@ -83,6 +84,11 @@ def test_results_are_kept_once_and_in_the_order_asked_for(tmp_path: Path) -> Non
     for entry in (line(1, "10"), line(0, "11"), line(1, "00")):
         results.add(entry)
     assert [found["solved"] for found in results.of_kind("one")] == ["11", "10"]
+    results.add(line(1, "000"))  # of more problems: it takes the shorter one's place
+    assert [found["solved"] for found in results.of_kind("one")] == ["11", "000"]
+    assert not results.lacks("one-seed1", 3)
+    assert results.lacks("one-seed1", 4)
+    assert results.lacks("one-seed2", 1)
     results.keep(["one-seed1", "absent", "one-seed0"], tmp_path / "kept.jsonl")
     assert [found["seed"] for found in Results(tmp_path / "kept.jsonl").lines()] == [1, 0]
 

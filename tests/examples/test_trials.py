@@ -48,10 +48,10 @@ def test_the_arena_has_every_pair_loss_at_its_defaults() -> None:
 
 
 def test_a_page_takes_what_is_computed() -> None:
-    page = "# Title\n\n<!-- low: by page.py -->\nold\n\nlines\n<!-- end -->\n\nrest\n<!-- high: x -->\n\n<!-- end -->\n"
+    page = "# Title\n\n<!-- low: by page.py -->\nold\n\nlines\n<!-- end -->\n\nrest\n<!-- high: x -->\n<!-- end -->\n"
     found = filled(page, {"low": markdown(["a", "b"], [["x", "1"]]), "high": "two"})
     table = "| a | b |\n| --- | ---: |\n| x | 1 |"
-    assert found == page.replace("old\n\nlines", table).replace("x -->\n\n", "x -->\ntwo\n")
+    assert found == page.replace("old\n\nlines\n", f"\n{table}\n\n").replace("x -->\n", "x -->\n\ntwo\n\n")
     assert filled(found, {"high": "two"}) == found
     with pytest.raises(ValueError, match="no place for absent"):
         filled(page, {"absent": ""})
