@@ -8,7 +8,10 @@ keeps. Megatron plans which parts of which tensors a rank reads, as ever.
 
 import io
 import os
+import threading
 from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,7 @@ from dpop_base.errors import UserError, first_line, printable
 from dpop_base.files import is_file_name
 
 COMMON = "common_state/shard_0_1"  # where Megatron keeps what is no tensor
+_READERS = 2  # threads of a rank: one reads and checks a tensor while the other copies one to where it belongs
 _TORCH_NAMES = {ours: theirs for theirs, ours in DTYPES.items()}
 _STORAGE_DTYPES = {
     "fp32": torch.float32,
@@ -99,6 +103,8 @@ class _Reader(FileSystemReader):
         super().__init__(folder)
         self._folder = folder
         self._metadata = _as_torch(folder)
+        self._of_thread = threading.local()
+        self._placing = threading.Lock()
 
     def read_metadata(self) -> Metadata:
         return self._metadata
@@ -110,30 +116,41 @@ class _Reader(FileSystemReader):
         for file, asked in items.items():
             path = self._folder / file
             try:
-                with open(path, "rb", buffering=0) as stream:
-                    for item in asked:
-                        self._read_item(item, path, stream.fileno(), planner)
+                with open(path, "rb", buffering=0) as stream, ThreadPoolExecutor(_READERS) as pool:
+                    list(pool.map(partial(self._read_item, path, stream.fileno(), planner), asked))
             except OSError as error:
                 raise UserError(f"{path}: cannot be read ({error.strerror}); copy the checkpoint again") from None
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
-    def _read_item(self, item: ReadItem, path: Path, descriptor: int, planner: LoadPlanner) -> None:
+    def _read_item(self, path: Path, descriptor: int, planner: LoadPlanner, item: ReadItem) -> None:
         place = self.storage_data[item.storage_index]
         if item.type == LoadItemType.BYTE_IO:
-            planner.load_bytes(item, io.BytesIO(os.pread(descriptor, place.length, place.offset)))
+            data = io.BytesIO(os.pread(descriptor, place.length, place.offset))
+            with self._placing:
+                planner.load_bytes(item, data)
             return
         archive = TorchArchive(descriptor, path, place.offset, place.length)
         stored = archive.content
         if not isinstance(stored, StoredTensor):
             raise UserError(f"{path}: holds no tensor at byte {place.offset}; copy it again")
-        values = narrow_tensor_by_index(_tensor(archive, stored, descriptor), item.storage_offsets, item.lengths)
-        target = planner.resolve_tensor(item).detach()
-        if target.size() != values.size():
-            raise UserError(f"{path}: the tensor at byte {place.offset} has another shape; copy it again")
-        target.copy_(values)
-        planner.commit_tensor(item, target)
+        values = narrow_tensor_by_index(
+            _tensor(archive, stored, descriptor, self._space), item.storage_offsets, item.lengths
+        )
+        with self._placing:  # Megatron's planner keeps a tensor of another shape from the one call to the other
+            target = planner.resolve_tensor(item).detach()
+            if target.size() != values.size():
+                raise UserError(f"{path}: the tensor at byte {place.offset} has another shape; copy it again")
+            target.copy_(values)
+            planner.commit_tensor(item, target)
+
+    def _space(self, num_bytes: int) -> torch.Tensor:
+        """Returns the same memory for each tensor of a thread: new pages take the kernel longer than filling them."""
+        buffer = getattr(self._of_thread, "buffer", None)
+        if buffer is None or buffer.numel() < num_bytes:
+            buffer = self._of_thread.buffer = _bytes(num_bytes)
+        return buffer[:num_bytes]
 
     def common_state(self) -> dict[str, Any]:
         """Plain data that a run saved beside its tensors."""
@@ -191,12 +208,19 @@ def _plain(descriptor: int, path: Path, offset: int, length: int | None) -> Any:
         raise UserError(f"{path}: nests deeper than any checkpoint; copy it again") from None
 
 
-def _tensor(archive: TorchArchive, stored: StoredTensor, descriptor: int) -> torch.Tensor:
+def _bytes(num_bytes: int) -> torch.Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8)
+
+
+def _tensor(
+    archive: TorchArchive, stored: StoredTensor, descriptor: int, space: Callable[[int], torch.Tensor] = _bytes
+) -> torch.Tensor:
+    """Returns a stored tensor in the memory that `space` gives for a number of bytes."""
     dtype = _STORAGE_DTYPES.get(stored.storage.dtype)
     start, num_bytes = archive.elements(stored)
     if dtype is None or num_bytes % dtype.itemsize:
         raise UserError(f"{archive.path}: holds a tensor of an unknown kind at byte {start}; save it again")
-    data = torch.empty(num_bytes, dtype=torch.uint8)
+    data = space(num_bytes)
     view = memoryview(data.numpy())
     read_exactly(descriptor, archive.path, start, view)
     archive.check_elements(stored, view)
