@@ -1,4 +1,4 @@
-"""Imports point one way, as the list of packages in README.md draws them, and what is pure stays free of Megatron."""
+"""Imports point one way, as docs/architecture.md lists the packages, and what is pure stays free of Megatron."""
 
 import ast
 import re
@@ -18,8 +18,9 @@ WITHOUT_MEGATRON = (
 
 
 def _drawn() -> list[str]:
-    """Packages in the order of README's list, from what stands alone to what stands on all others."""
-    block = re.search(r"```\ndpop_base/.*?```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    """Packages in the order of that list, from what stands alone to what stands on all others."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = re.search(r"```\ndpop_base/.*?```", text, re.DOTALL)
     assert block is not None
     lines = (re.match(r"(  )?(\w+)/ ", line) for line in block[0].splitlines())
     names = (f"megatron_dpop.{found[2]}" if found[1] else found[2] for found in lines if found)
@@ -56,7 +57,7 @@ def _package_of(module: str) -> str | None:
     return next((name for name in _packages() if f"{module}.".startswith(f"{name}.")), None)
 
 
-def test_readme_draws_every_package_once() -> None:
+def test_every_package_is_drawn_once() -> None:
     assert sorted(_drawn()) == sorted(_packages())
 
 
