@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dpop_base.errors import UserError
-from megatron_dpop.commands.plan_inputs import Stage, read_asked, whole_numbers
+from megatron_dpop.commands.plan_here import here_json, plan_here, show_here
+from megatron_dpop.commands.plan_inputs import Asked, Stage, read_asked, whole_numbers
 from megatron_dpop.commands.plan_run_text import Planned, show_recipe, show_run
 from megatron_dpop.commands.plan_text import show_fewest, show_plan, show_search, show_weak_scaling
 from megatron_dpop.config.precision import check_precision
@@ -19,6 +20,8 @@ from megatron_dpop.plan.hardware import DEVICES, Hardware
 from megatron_dpop.plan.plan import Setting, as_json, make_plan, pair_flops
 from megatron_dpop.plan.search import fewest_by_method, methods, ranked, weak_scaling
 from megatron_dpop.plan.whole_run import run_time
+
+CPU = "cpu"
 
 
 def register(subparsers: Any) -> None:
@@ -31,7 +34,12 @@ def register(subparsers: Any) -> None:
         epilog="example: megatron-dpop plan config.yaml --device h100 --gpus 64 --parallel.tensor 8",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file: a config, or a recipe of several")
-    parser.add_argument("--device", choices=sorted(DEVICES), default="h100", help="default h100 (80 GB)")
+    parser.add_argument(
+        "--device",
+        choices=[*sorted(DEVICES), CPU],
+        default="h100",
+        help="default h100 (80 GB); cpu is this machine, whose rate is measured",
+    )
     parser.add_argument("--gpus", type=int, metavar="N", help="default: a recipe's own, or one replica of the model")
     parser.add_argument("--search", action="store_true", help="rank the layouts of these GPUs instead")
     parser.add_argument(
@@ -50,6 +58,9 @@ def register(subparsers: Any) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
     asked = read_asked(arguments.config, arguments.overrides, arguments.pair)
+    if arguments.device == CPU:
+        _plan_here(asked, arguments)
+        return 0
     hardware = DEVICES[arguments.device]
     if arguments.weak_scaling or arguments.search:
         if asked.is_recipe:
@@ -79,6 +90,10 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise UserError(f"--gpus: {arguments.gpus} is not a number of devices; give 1 or more")
     if arguments.price is not None and not 0 <= arguments.price < math.inf:
         raise UserError(f"--price: {arguments.price:g} is not a price; give what a GPU costs for an hour")
+    if arguments.device == CPU and (arguments.search or arguments.weak_scaling or arguments.gpus is not None):
+        raise UserError(
+            "--device cpu: this machine is measured at the layout of the config; leave out --gpus and searches"
+        )
     if arguments.price is not None and (arguments.search or arguments.weak_scaling):
         raise UserError("--price: a search compares steps, not runs; leave it out")
 
@@ -116,6 +131,16 @@ def _compare_layouts(stage: Stage, hardware: Hardware, arguments: argparse.Names
     else:
         devices = stage.config.parallel.fewest_ranks if arguments.gpus is None else arguments.gpus
         _show_search(setting, choice, devices, arguments.json)
+
+
+def _plan_here(asked: Asked, arguments: argparse.Namespace) -> None:
+    planned = [plan_here(stage) for stage in asked.stages]
+    if arguments.json:
+        found = [here_json(each, arguments.price) for each in planned]
+        _print({"stages": found} if asked.is_recipe else found[0])
+        return
+    for each in planned:
+        show_here(each, arguments.price)
 
 
 def _one_json(planned: Planned, price: float | None) -> dict[str, Any]:

@@ -3,20 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from checkpoint_convert.locate import assets_folder
-from dpop_base.architectures import Architecture, read_architecture
+from dpop_base.architectures import Architecture
 from dpop_base.architectures.fields import Fields
-from dpop_base.architectures.read import architecture_of
+from dpop_base.architectures.read import architecture_of, read_fields
 from dpop_base.errors import UserError
 from megatron_dpop.config import Config
 from megatron_dpop.config.expert_layout import check_with_experts
 from megatron_dpop.config.load import config_of, read_tree
 from megatron_dpop.config.recipes import check_recipe, expand, is_chain, is_recipe
 from megatron_dpop.config.schema import SourceConfig
-from megatron_dpop.plan.from_config import pair_workload
+from megatron_dpop.plan.from_config import SINGLE_COMPLETION, pair_workload
 from megatron_dpop.plan.whole_run import Counted
-from megatron_dpop.plan.workload import Workload
+from megatron_dpop.plan.workload import ExampleSize, Workload
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "qwen.tiktoken")
 # Medians of MetaMath-like pairs: a question, a worked answer, and the same answer with one number changed.
@@ -33,6 +34,8 @@ class Stage:
     workload: Workload
     lengths: str  # where the workload's lengths come from
     counted: Counted
+    size: ExampleSize  # of a typical one
+    shape: Mapping[str, Any]  # the model's config.json
 
     @property
     def kind(self) -> str:
@@ -80,18 +83,17 @@ def _stage(name: str, config: Config, model: str, pair: str | None, shape: Field
     folder = None
     if shape is None or Path(model).expanduser().is_dir():
         folder = assets_folder(resolve_model(model, key="model.path", weights=False))
-        architecture = read_architecture(folder)
-    else:
-        architecture = architecture_of(shape)
+        shape = read_fields(folder)
+    architecture = architecture_of(shape)
     check_with_experts(config, architecture)
-    workload, lengths, counted = _lengths(config, folder, pair)
-    return Stage(name, config, architecture, workload, lengths, counted)
+    return Stage(name, config, architecture, *_lengths(config, folder, pair), dict(shape.values))
 
 
-def _lengths(config: Config, model: Path | None, pair: str | None) -> tuple[Workload, str, Counted]:
+def _lengths(config: Config, model: Path | None, pair: str | None) -> tuple[Workload, str, Counted, ExampleSize]:
     tokenizer = Path(config.model.tokenizer) if config.model.tokenizer else model
     if pair is None and tokenizer is not None and any((tokenizer / name).is_file() for name in TOKENIZER_FILES):
         from megatron_dpop.losses.registry import build_loss
+        from megatron_dpop.training.alike_pairs import typical_size
         from megatron_dpop.training.inputs import dataset_workload, read_data
 
         loss = build_loss(config.loss)
@@ -101,11 +103,12 @@ def _lengths(config: Config, model: Path | None, pair: str | None) -> tuple[Work
             if config.data.validation and _are_here(config.data.validation):
                 held_out = len(read_data(config, config.data.validation, loss, tokenizer, progress=False))
             lengths = f"measured on the {len(dataset)} examples of data.train"
-            return dataset_workload(config, dataset), lengths, Counted(len(dataset), held_out)
-    return *_given_lengths(config, pair), Counted()
+            counted = Counted(len(dataset), held_out)
+            return dataset_workload(config, dataset), lengths, counted, typical_size(dataset.lengths())
+    return _given_lengths(config, pair)
 
 
-def _given_lengths(config: Config, pair: str | None) -> tuple[Workload, str]:
+def _given_lengths(config: Config, pair: str | None) -> tuple[Workload, str, Counted, ExampleSize]:
     lengths = whole_numbers(pair, key="--pair", least=0) if pair else list(TYPICAL_PAIR)
     if len(lengths) != 3 or min(lengths[:2]) < 1 or lengths[2] > lengths[1]:
         raise UserError(
@@ -118,7 +121,9 @@ def _given_lengths(config: Config, pair: str | None) -> tuple[Workload, str]:
             f"data.row_tokens: {config.data.row_tokens} is less than the {workload.packed.tokens:.0f} tokens of a pair "
             f"of prompt {prompt} and completions {completion}; raise it"
         )
-    return workload, f"assumed: prompt {prompt}, completions {completion}, of which {common} in common"
+    lengths_of = f"assumed: prompt {prompt}, completions {completion}, of which {common} in common"
+    completions = 1 if config.loss.name in SINGLE_COMPLETION else 2
+    return workload, lengths_of, Counted(), ExampleSize(prompt, completion, common, completions)
 
 
 def _are_here(sources: Sequence[SourceConfig]) -> bool:

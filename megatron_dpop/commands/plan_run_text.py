@@ -39,7 +39,11 @@ def show_run(time: RunTime | None, *, price: float | None, unit: str) -> None:
     line("training", time.training / SECONDS_PER_HOUR)
     if time.validation:
         line("validation", time.validation / SECONDS_PER_HOUR)
-    line("total", time.hours, f"{time.device_hours:.1f} {unit}-hours{_cost(time, price, unit)}")
+    line(
+        "total",
+        time.hours,
+        f"{time.device_hours:.{1 if time.device_hours >= 10 else 3}f} {unit}-hours{_cost(time, price, unit)}",
+    )
 
 
 def _cost(time: RunTime, price: float | None, unit: str) -> str:

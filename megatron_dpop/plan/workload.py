@@ -23,6 +23,16 @@ class ExampleCost:
 
 
 @dataclass(frozen=True)
+class ExampleSize:
+    """Tokens of a prompt, of each of its completions, and of what these begin with in common."""
+
+    prompt: int
+    completion: int
+    common: int
+    completions: int = 2
+
+
+@dataclass(frozen=True)
 class Row:
     """One micro-batch, means."""
 

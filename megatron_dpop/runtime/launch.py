@@ -42,12 +42,12 @@ def local_ranks(fewest: int) -> int:
     return gpus // fewest * fewest
 
 
-def run_ranks(arguments: Sequence[str], ranks: int) -> int:
-    """Runs `python -m megatron_dpop ARGUMENTS` on each of `ranks` local processes; returns the exit code."""
+def run_ranks(arguments: Sequence[str], ranks: int, *, module: str = "megatron_dpop") -> int:
+    """Runs `python -m MODULE ARGUMENTS` on each of `ranks` local processes; returns the exit code."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     for name, value in ALLOCATOR_SETTINGS.items():
         os.environ.setdefault(name, value)
-    return run_processes([*_search_options(), "-m", "megatron_dpop", *arguments], Placement(ranks))
+    return run_processes([*_search_options(), "-m", module, *arguments], Placement(ranks))
 
 
 def _search_options() -> list[str]:

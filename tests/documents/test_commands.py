@@ -30,6 +30,7 @@ NOT_RUN = {
     r"megatron-dpop data inspect .*--model": "starts ranks; tests/megatron_dpop/analysis runs it",
     r"megatron-dpop data filter .*--scores": "needs what that leaves; tests/megatron_dpop/analysis runs it",
     r"megatron-dpop config from": "needs another trainer's file; tests/megatron_dpop/commands runs it",
+    r"megatron-dpop plan .*--device cpu": "starts ranks; tests/megatron_dpop/commands runs it",
     r"megatron-dpop eval": "needs the extra eval; tests/megatron_dpop/evaluation runs it",
     r"megatron-dpop .* runs/quickstart": "needs what make quickstart leaves; tests/examples runs it",
     r"checkpoint-convert megatron-to-hf runs/lora": "needs a LoRA run; tests/checkpoint_convert runs it",

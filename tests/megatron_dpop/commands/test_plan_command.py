@@ -181,3 +181,49 @@ def test_bad_input_is_one_line(
     message = _refused(capsys, qwen, *words)
     for part in told:
         assert part in message
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A config of two ranks whose model has a shape and a tokenizer alone."""
+    write_model(tmp_path / "model")
+    for weights in (tmp_path / "model").glob("*.safetensors"):
+        weights.unlink()
+    write_pairs(tmp_path / "pairs.jsonl", 12)
+    tree = write_config(tmp_path, tmp_path / "model")
+    tree["parallel"] = {"tensor": 2}
+    tree["train"] = {"steps": 50, "global_batch_pairs": 4}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.mark.slow
+def test_plans_this_machine_at_a_rate_that_it_measures(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = _json(capsys, small, "--device", "cpu", "--price", 3)
+    measured, run_ = plan["measured"], plan["run"]
+    assert (measured["layers"], plan["layout"]["tensor"]) == (4, 2)
+    assert measured["passes"] >= 1
+    assert measured["seconds"] > 0
+    assert measured["flops_per_second"] > 0
+    assert plan["step_seconds"] > measured["optimizer_seconds"] > 0
+    assert run_["training"] == pytest.approx(50 * plan["step_seconds"])
+    assert 0 < run_["reference"] < 3 * plan["step_seconds"]  # twelve pairs, once, forward
+    assert run_["cost"] == pytest.approx(run_["seconds"] / 3600 * 3)
+    assert not (small.parent / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--gpus", "2"), ("--device cpu", "leave out --gpus")),
+        (("--search",), ("--device cpu", "leave out --gpus and searches")),
+        (("--train.global_batch_pairs", "1000000", "--data.row_tokens", "1000000000"), ("GiB on this machine",)),
+    ],
+)
+def test_what_this_machine_cannot_is_one_line(
+    small: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: tuple[str, ...]
+) -> None:
+    message = _refused(capsys, small, "--device", "cpu", *words)
+    for part in told:
+        assert part in message
