@@ -33,7 +33,7 @@ BASELINES: dict[str, Trial] = {
     "DPO + SFT (`nll_weight: 1`)": accuracy.dpo_and_sft(0),
     "SFT on the right solutions": accuracy.sft(0),
     "CPO, β 0.1": accuracy.cpo(0),
-    f"DPO at a rate of {accuracy.LOWER_RATE:g}": accuracy.slow_dpo(0),
+    f"DPO at the paper's rate, {accuracy.LOWER_RATE:g}": accuracy.slow_dpo(0),
     "DPO, ended at DPOP's margin": accuracy.early_dpo(0),
 }
 
@@ -134,7 +134,7 @@ class Page:
                 f"{mean(ours, 'margin').text(1)} nats, after {ended} of {STEPS} steps (a seed each), its right answers "
                 f"{mean(theirs, 'chosen_minus_reference').text(1, signed=True)} nats from the reference in place of "
                 f"DPOP's {mean(ours, 'chosen_minus_reference').text(1, signed=True)}. Accuracy of DPOP minus that of "
-                f"this DPO: {self.said(dpop, early)}; minus that of DPO at a fifth of the rate: "
+                f"this DPO: {self.said(dpop, early)}; minus that of DPO at the paper's rate: "
                 f"{self.said(dpop, accuracy.slow_dpo(0))}.",
                 f"- **How wide are the bars?** {len(ours)} seeds tell DPOP's accuracy to "
                 f"±{100 * mean(ours, 'accuracy').half:.1f} points; {self.start['problems']} problems tell that of one "

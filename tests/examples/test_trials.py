@@ -34,7 +34,7 @@ def test_accuracy_has_the_papers_losses_and_betas_and_the_baselines() -> None:
             assert {(loss, beta, "low", seed) for beta in (0.1, 0.3, 1.0)} <= plain
             assert (loss, 0.3, "high", seed) in plain
     assert Counter(one.loss for one in trials if one.loss not in accuracy.LOSSES) == {"sft": 3, "cpo": 3}
-    assert [one.rate for one in trials if one.rate != RATE] == [RATE / 5] * 3
+    assert [one.rate for one in trials if one.rate != RATE] == [accuracy.LOWER_RATE] * 3
     ends = [one for one in trials if one.ends_at_margin_of is not None]
     assert [one.ends_at_margin_of.name for one in ends] == [f"low-dpop-beta0.3-seed{seed}" for seed in (0, 1, 2)]
     assert {one.ends_at_margin_of for one in ends} <= set(trials)
