@@ -17,7 +17,10 @@ from tests.documents.commands import ROOT
 from tests.megatron_dpop.report.chromium import Browser, browser, find_chromium
 
 pytestmark = pytest.mark.slow
-PAGES = ("index.html", "plan.html", "losses.html", "reference/config.html", "reference/commands.html")
+PAGES = (
+    *("index.html", "plan.html", "losses.html", "gallery.html", "containers.html"),
+    *("reference/config.html", "reference/commands.html"),
+)
 
 
 @pytest.fixture(scope="module")
