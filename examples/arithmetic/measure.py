@@ -109,8 +109,11 @@ def token_summary(ours: Sequence[PairLogps], reference: Sequence[PairLogps], com
         "rejected_minus_reference": _mean(rejected),
         "margin": _mean(margins),  # nats, without beta
         "pair_accuracy": _mean([float(margin > 0) for margin in margins]),
-        # Nats a token of the chosen answers.
-        **{f"{span}_edit": mine[span].value - base[span].value for span in SPANS},  # type: ignore[operator]
+        # Nats a token of the chosen answers; of pairs that differ from the start on nothing stands before the edit.
+        **{
+            f"{span}_edit": mine[span].value - base[span].value if mine[span].count else None  # type: ignore[operator]
+            for span in SPANS
+        },
         "fell_after_edit": share_below(
             [pair.chosen for pair in ours], [pair.chosen for pair in reference], common
         ).value,

@@ -64,8 +64,8 @@ class Page:
             f"The SFT stage takes {taught['steps']} steps of 32 solutions at a peak rate of {taught['rate']:g}; the "
             f"model then solves {taught['solved']} of {taught['of']} problems of the stage's own. Of the "
             f"{self.start['problems']} held-out problems it solves **{self.start['accuracy']:.1%}**: the accuracy "
-            f"before. Trials take {STEPS} steps of {PAIRS_A_STEP} pairs at a peak rate of {RATE:g}, as the runs of "
-            "[the other page](README.md) do."
+            f"before. Trials take {STEPS} steps of {PAIRS_A_STEP} pairs, as the runs of [the other page](README.md) "
+            f"do, at a peak rate of {RATE:g}: theirs, the paper's, is {accuracy.LOWER_RATE:g}."
         )
 
     def lines(self, one: Trial) -> list[Line]:
@@ -111,18 +111,17 @@ class Page:
         rows = []
         for label, (one, other) in pairs.items():
             ours, theirs = self.lines(one), self.lines(other)
-            if {line["seed"] for line in ours} & {line["seed"] for line in theirs}:
+            if seeds_of_both := common_seeds(ours, theirs):
                 problems, seeds = paired_over_problems(ours, theirs), over_seeds(ours, theirs, "accuracy")
                 texts = [found.text(1, percent=True, signed=True) for found in (problems, seeds)]
-                rows.append([label, *texts, sign(problems), sign(seeds)])
+                rows.append([label, *texts, sign(problems), sign(seeds), str(len(seeds_of_both))])
         header = [corner, "points, interval of the problems", "points, interval of the seeds"]
-        return markdown([*header, "by problems", "by seeds"], rows)
+        return markdown([*header, "by problems", "by seeds", "seeds"], rows)
 
     def sceptic(self) -> str:
         """The questions of docs/paper/README.md, answered."""
         dpop, early = accuracy.of("dpop", 0), accuracy.early_dpo(0)
         ours, theirs = self.lines(dpop), self.lines(early)
-        ended = ", ".join(str(line["steps"]) for line in theirs)
         before = self.start["accuracy"]
         alone = 1.96 * math.sqrt(before * (1 - before) / self.start["problems"])
         return "\n".join(
@@ -130,11 +129,8 @@ class Page:
                 f"- **Is DPOP more than SFT + DPO?** Accuracy of DPOP minus that of DPO with `nll_weight: 1`: "
                 f"{self.said(dpop, accuracy.dpo_and_sft(0))}. Minus SFT on the right solutions alone: "
                 f"{self.said(dpop, accuracy.sft(0))}.",
-                f"- **And than DPO at an equal margin?** DPO reaches the margin at which DPOP ends, "
-                f"{mean(ours, 'margin').text(1)} nats, after {ended} of {STEPS} steps (a seed each), its right answers "
-                f"{mean(theirs, 'chosen_minus_reference').text(1, signed=True)} nats from the reference in place of "
-                f"DPOP's {mean(ours, 'chosen_minus_reference').text(1, signed=True)}. Accuracy of DPOP minus that of "
-                f"this DPO: {self.said(dpop, early)}; minus that of DPO at the paper's rate: "
+                f"- **And than DPO at an equal margin?** {self.equal_margin(ours, theirs)} Accuracy of DPOP minus that "
+                f"of this DPO: {self.said(dpop, early)}; minus that of DPO at the paper's rate: "
                 f"{self.said(dpop, accuracy.slow_dpo(0))}.",
                 f"- **How wide are the bars?** {len(ours)} seeds tell DPOP's accuracy to "
                 f"±{100 * mean(ours, 'accuracy').half:.1f} points; {self.start['problems']} problems tell that of one "
@@ -143,7 +139,22 @@ class Page:
             ]
         )
 
+    def equal_margin(self, ours: Sequence[Line], theirs: Sequence[Line]) -> str:
+        seeds = common_seeds(ours, theirs)
+        ours, theirs = ([line for line in some if line["seed"] in seeds] for some in (ours, theirs))
+        if not seeds:
+            return "DPO that ends at DPOP's margin was not run yet."
+        ended = ", ".join(str(line["steps"]) for line in theirs)
+        margin = mean(ours, "margin").text(1)
+        moved, kept = (mean(some, "chosen_minus_reference").text(1, signed=True) for some in (theirs, ours))
+        return (
+            f"DPO reaches the margin at which DPOP ends, {margin} nats, after {ended} of {STEPS} steps (a seed each), "
+            f"its right answers {moved} nats from the reference in place of DPOP's {kept}."
+        )
+
     def said(self, one: Trial, other: Trial) -> str:
+        if not common_seeds(self.lines(one), self.lines(other)):
+            return "not run yet"
         problems = paired_over_problems(self.lines(one), self.lines(other))
         seeds = over_seeds(self.lines(one), self.lines(other), "accuracy")
         words = [found.text(1, percent=True, signed=True) for found in (problems, seeds)]
@@ -163,6 +174,10 @@ class Page:
             style.finish(axes, x="held-out problems solved, %", y="")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         style.save(figure, path)
+
+
+def common_seeds(ours: Sequence[Line], theirs: Sequence[Line]) -> set[int]:
+    return {line["seed"] for line in ours} & {line["seed"] for line in theirs}
 
 
 def mean(lines: Sequence[Line], name: str) -> Estimate:

@@ -93,6 +93,23 @@ def test_results_are_kept_once_and_in_the_order_asked_for(tmp_path: Path) -> Non
     assert [found["seed"] for found in Results(tmp_path / "kept.jsonl").lines()] == [1, 0]
 
 
+def test_pairs_that_differ_from_the_start_on_have_no_tokens_before_the_edit() -> None:
+    import numpy as np
+
+    from examples.arithmetic.measure import token_summary
+    from megatron_dpop.analysis.spans import PairLogps
+
+    def logps(chosen: list[float], rejected: list[float]) -> PairLogps:
+        return PairLogps(np.array(chosen, np.float32), np.array(rejected, np.float32))
+
+    ours, base = [logps([-1.0, -2.0, -4.0], [-8.0])], [logps([-2.0, -1.0, -1.0], [-5.0])]
+    found = token_summary(ours, base, [0])
+    assert (found["before_edit"], found["first_edit"], found["after_edit"]) == (None, 1.0, -2.0)
+    assert (found["chosen_minus_reference"], found["rejected_minus_reference"], found["margin"]) == (-3.0, -3.0, 0.0)
+    assert (found["pair_accuracy"], found["fell_after_edit"]) == (0.0, 1.0)
+    assert token_summary(ours, base, [1])["before_edit"] == 1.0
+
+
 def trial_of(tree: dict, hf: str) -> tuple[list[dict], float, list[float]]:
     """A trial's training in this rank: its metrics, and how far the weights given to transformers are from `hf`'s."""
     import torch
