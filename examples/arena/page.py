@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 
 from examples.arena.contest import EDITS, PROBLEMS, SEEDS, entry, trials
 from examples.arithmetic import style
-from examples.arithmetic.pages import fill, markdown
+from examples.arithmetic.pages import fill, markdown, said_of_done
 from examples.arithmetic.results import Estimate, Line, Results, estimate
 from examples.arithmetic.trials import PAIRS_A_STEP, RATE, STEPS
 from megatron_dpop.config.losses import PAIR_LOSSES
@@ -41,12 +41,11 @@ class Page:
         return {"facts": self.facts(), "kept": self.kept(), **{edit: self.table(edit) for edit in EDITS}}
 
     def facts(self) -> str:
-        done = {edit: sum(len(lines) for lines in self.lines[edit].values()) for edit in EDITS}
-        wanted = len(PAIR_LOSSES) * len(SEEDS)
+        done = sum(len(lines) for edit in EDITS for lines in self.lines[edit].values())
         return (
             f"{len(PAIR_LOSSES)} losses, {STEPS} steps of {PAIRS_A_STEP} pairs at a peak rate of {RATE:g} for each. "
-            f"Before, the model solves {self.start['accuracy']:.0%} of {PROBLEMS} held-out problems. There are "
-            f"{done['low']} of {wanted} trials on low and {done['high']} of {wanted} on high edit distance."
+            f"Before, the model solves {self.start['accuracy']:.0%} of {PROBLEMS} held-out problems. "
+            + said_of_done(done, len(PAIR_LOSSES) * len(EDITS) * len(SEEDS))
         )
 
     def measured(self, edit: str, name: str) -> dict[str, Estimate]:

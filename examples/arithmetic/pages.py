@@ -26,3 +26,11 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     """A table whose first column is text and whose others are numbers."""
     lines = [f"| {' | '.join(header)} |", f"| --- |{' ---: |' * (len(header) - 1)}"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def said_of_done(done: int, wanted: int) -> str:
+    if done == wanted:
+        return f"All {wanted} trials are in these results."
+    return (
+        f"**{done} of {wanted} trials are in these results**; the command goes on with the rest where they are missing."
+    )

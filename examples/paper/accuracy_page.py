@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import matplotlib.pyplot as plt
 
 from examples.arithmetic import style
-from examples.arithmetic.pages import fill, markdown
+from examples.arithmetic.pages import fill, markdown, said_of_done
 from examples.arithmetic.problems import low_edit_pair
 from examples.arithmetic.results import Estimate, Line, Results, estimate, over_seeds, paired_over_problems
 from examples.arithmetic.stage import Stage
@@ -65,8 +65,12 @@ class Page:
             f"model then solves {taught['solved']} of {taught['of']} problems of the stage's own. Of the "
             f"{self.start['problems']} held-out problems it solves **{self.start['accuracy']:.1%}**: the accuracy "
             f"before. Trials take {STEPS} steps of {PAIRS_A_STEP} pairs, as the runs of [the other page](README.md) "
-            f"do, at a peak rate of {RATE:g}: theirs, the paper's, is {accuracy.LOWER_RATE:g}."
+            f"do, at a peak rate of {RATE:g}: theirs, the paper's, is {accuracy.LOWER_RATE:g}. "
+            + said_of_done(self.done(), len(accuracy.trials()))
         )
+
+    def done(self) -> int:
+        return sum(not self.results.lacks(one.name, one.problems) for one in accuracy.trials())
 
     def lines(self, one: Trial) -> list[Line]:
         return self.results.of_kind(one.kind)
