@@ -10,7 +10,7 @@ from checkpoint_convert.conversion.run import default_workers
 from checkpoint_convert.locate import assets_folder, checkpoint_kind, iteration_folder
 from checkpoint_convert.lora import adapter_config_file, holds_adapters, open_adapters, read_lora, write_adapter_config
 from checkpoint_convert.megatron_to_hf import write_header, write_piece
-from checkpoint_convert.rules.adapters import to_peft
+from checkpoint_convert.rules.adapters import peft_obstacle, to_peft
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.tensors.source import FileState
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
@@ -44,6 +44,8 @@ def megatron_to_peft(
         if not holds_adapters(stored):
             raise UserError(f"{folder}: holds whole weights and no LoRA adapters; leave --adapter out")
         lora = read_lora(folder, stored)
+        if obstacle := peft_obstacle(a, lora.linears):
+            raise UserError(f"{folder}: {obstacle}; leave --adapter out, for the merged model")
         adapters = open_adapters(folder, stored, a, lora)
         recipes = to_peft(RULES[a.family], a, lora.linears, lora.rank)
         pieces = [cut(r, common_dtype((s.source for s in r.segments), adapters.tensors, dtype)) for r in recipes]

@@ -56,6 +56,19 @@ def to_peft(rules: tuple[TensorRule, ...], a: Architecture, linears: frozenset[s
     return recipes
 
 
+def peft_obstacle(a: Architecture, linears: frozenset[str]) -> str | None:
+    """Why PEFT cannot put such adapters on a model, in words; None where it can.
+
+    transformers stacks experts, and PEFT takes every `gate_proj`, `up_proj` and `down_proj` of such a model for theirs.
+    """
+    if a.experts is None or not linears & {"linear_fc1", "linear_fc2"}:
+        return None
+    others = "its shared experts" if a.experts.shared_ffn_hidden_size else "its dense layers"
+    if not (a.experts.shared_ffn_hidden_size or a.experts.dense_layers):
+        return None
+    return f"PEFT loads adapters of a {a.family} model's experts, but then none of the feed-forward of {others}"
+
+
 def peft_modules(rules: tuple[TensorRule, ...], a: Architecture, linears: frozenset[str]) -> list[str]:
     """PEFT's `target_modules`: the shortest endings (`q_proj`, `attn.c_proj`) that name these modules and no others."""
     adapted = {recipe.name for recipe in adapted_weights(rules, a, linears)}

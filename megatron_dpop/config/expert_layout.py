@@ -56,6 +56,11 @@ def check_expert_layout(architecture: Architecture, layout: ExpertLayout) -> Non
         raise UserError("parallel.overlap_tensor: has not been tried with experts; leave it out")
 
 
+def adapts_experts(config: Config) -> bool:
+    """True where a mixture's experts would have adapters."""
+    return config.lora is not None and any(target.startswith("linear_fc") for target in config.lora.targets)
+
+
 def check_with_experts(config: Config, architecture: Architecture) -> None:
     """Raises UserError for a key of experts where there are none, or that a model with experts cannot go with yet."""
     if architecture.experts is None:
@@ -63,10 +68,10 @@ def check_with_experts(config: Config, architecture: Architecture) -> None:
             if value:
                 raise UserError(f"experts.{key}: {value}, and {architecture.family} has no experts; leave it out")
         return
-    if config.lora is not None and (named := [name for name in config.lora.targets if name.startswith("linear_fc")]):
+    if adapts_experts(config) and config.lora and config.lora.dropout and config.parallel.expert_tensor > 1:
         raise UserError(
-            f"lora.targets: {' and '.join(named)} of experts cannot have adapters yet; "
-            "use [linear_qkv, linear_proj], attention's own"
+            f"lora.dropout: {config.lora.dropout:g}, and with parallel.expert_tensor {config.parallel.expert_tensor} "
+            "ranks that share an expert would drop other entries of the same tokens; leave one of them out"
         )
     untried = {
         "precision.fp8": config.precision.fp8 is not None,

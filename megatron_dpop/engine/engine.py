@@ -20,6 +20,7 @@ from megatron.core.transformer.module import Float16Module, MegatronModule
 
 from dpop_base.architectures import Architecture
 from megatron_dpop.config import Config
+from megatron_dpop.config.expert_layout import adapts_experts
 from megatron_dpop.config.layout import ModelLayout
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.engine.optimizer import build_optimizer, build_scheduler
@@ -222,6 +223,8 @@ def model_options(config: Config) -> dict[str, Any]:
         "balance_loss": config.experts.balance_loss,
         "z_loss": config.experts.z_loss,
     }
+    if adapts_experts(config):
+        options["moe_grouped_gemm"] = False  # an adapter adds to the linear of one expert
     if config.train.recompute == "full":
         options |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     elif config.train.recompute == "selective":

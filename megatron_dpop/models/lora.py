@@ -2,7 +2,8 @@
 
 A linear that is cut by outputs (column-parallel) has A whole on every tensor-parallel rank and B cut as W is; one that
 is cut by inputs (row-parallel) has A cut as W is and B whole. So the ranks exchange what lies between A and B, `rank`
-numbers a token, and a token is never gathered for an adapter's sake.
+numbers a token, and a token is never gathered for an adapter's sake. Each expert has adapters of its own; its ranks
+exchange nothing, since the layer gathers tokens before experts and sums what comes out of them.
 
 An adapter is a module beside its linear (`linear_qkv_adapter`), and adds to it by a forward hook: the names and the
 checkpoint of the base stay as they are without adapters.
@@ -12,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
     get_cuda_rng_tracker,
+    get_expert_parallel_rng_tracker_name,
     model_parallel_cuda_manual_seed,
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
@@ -43,9 +46,10 @@ class Adapter(torch.nn.Module):
     """What is added to one linear: `lora_A` [rank, inputs], `lora_B` [outputs, rank], each whole or this rank's cut."""
 
     cut: tuple[str, int]  # the parameter that is cut over tensor-parallel ranks, and along which dimension
+    shares_tokens = True  # under sequence parallelism the ranks share the tokens outside the linear
 
     def __init__(self, weight: Tensor, lora: LoraConfig, config: TransformerConfig, group: ProcessGroup) -> None:
-        """`weight`: this rank's cut of the linear's, [outputs, inputs]."""
+        """`weight`: this rank's cut of the linear's, [outputs, inputs]; `group`: the ranks over which it is cut."""
         super().__init__()
         outputs, inputs = weight.shape
         options: dict[str, Any] = {"dtype": config.params_dtype, "device": weight.device}
@@ -54,19 +58,25 @@ class Adapter(torch.nn.Module):
         self.scale = lora.alpha / lora.rank
         self.dropout = lora.dropout
         self.group = group
-        self.sequence_parallel = config.sequence_parallel
+        self.sequence_parallel = config.sequence_parallel and self.shares_tokens
         self.is_active = True
         for name, parameter in self.named_parameters():
             is_cut = name == self.cut[0]
             set_tensor_model_parallel_attributes(parameter, is_cut, self.cut[1] if is_cut else -1, 1)
             # Under sequence parallelism a whole parameter has seen this rank's tokens only: Megatron sums over ranks.
-            parameter.sequence_parallel = config.sequence_parallel and not is_cut  # type: ignore[attr-defined]
+            parameter.sequence_parallel = self.sequence_parallel and not is_cut  # type: ignore[attr-defined]
+            # Of experts: over which ranks its gradient is summed.
+            parameter.allreduce = getattr(weight, "allreduce", True)  # type: ignore[attr-defined]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What the linear multiplies to what is added to its output, in the linear's own cuts."""
         if self.dropout and self.training:
             inputs = self._drop(inputs)
-        return F.linear(self._exchange(F.linear(inputs, self.lora_A) * self.scale), self.lora_B)
+        lora_a, lora_b = self._matrices()
+        return F.linear(self._exchange(F.linear(inputs, lora_a) * self.scale), lora_b)
+
+    def _matrices(self) -> tuple[Tensor, Tensor]:
+        return self.lora_A, self.lora_B
 
     def _exchange(self, low: Tensor) -> Tensor:
         """Between A and B, [tokens, 1, rank]: from the cut in which A gives it to that in which B needs it."""
@@ -130,13 +140,68 @@ class RowParallelAdapter(Adapter):
             return F.dropout(inputs, self.dropout)
 
 
-# Of each linear: the module of a layer that it is in, and the adapter that fits it.
-PLACES: dict[str, tuple[str, type[Adapter]]] = {
-    "linear_qkv": ("self_attention", ColumnParallelAdapter),
-    "linear_proj": ("self_attention", RowParallelAdapter),
-    "linear_fc1": ("mlp", GatedAdapter),
-    "linear_fc2": ("mlp", RowParallelAdapter),
+class _OfExpert(Adapter):
+    """Adapts an expert's linear: inputs are gathered before it and outputs summed after it by the layer itself.
+
+    So a matrix that is whole on every rank gets its gradient in parts.
+    """
+
+    shares_tokens = False
+
+    def _matrices(self) -> tuple[Tensor, Tensor]:
+        if self.group.size() == 1:
+            return self.lora_A, self.lora_B
+        if self.cut[0] == "lora_A":
+            return self.lora_A, copy_to_tensor_model_parallel_region(self.lora_B, group=self.group)
+        return copy_to_tensor_model_parallel_region(self.lora_A, group=self.group), self.lora_B
+
+    def _exchange(self, low: Tensor) -> Tensor:
+        return low
+
+    def _drop(self, inputs: Tensor) -> Tensor:
+        with get_cuda_rng_tracker().fork(get_expert_parallel_rng_tracker_name()):  # each rank has tokens of its own
+            return F.dropout(inputs, self.dropout)
+
+
+class GatedExpertAdapter(_OfExpert, GatedAdapter):
+    """Adapts `linear_fc1` of an expert."""
+
+
+class RowParallelExpertAdapter(_OfExpert, RowParallelAdapter):
+    """Adapts `linear_fc2` of an expert."""
+
+
+# Of each linear: the adapter that fits it, and the one that fits an expert's.
+KINDS: dict[str, tuple[type[Adapter], type[Adapter] | None]] = {
+    "linear_qkv": (ColumnParallelAdapter, None),
+    "linear_proj": (RowParallelAdapter, None),
+    "linear_fc1": (GatedAdapter, GatedExpertAdapter),
+    "linear_fc2": (RowParallelAdapter, RowParallelExpertAdapter),
 }
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A module that holds linears, and its name in a checkpoint."""
+
+    parent: torch.nn.Module
+    name: str
+    is_expert: bool = False
+
+
+def _places(layer: Any, target: str, groups: ProcessGroupCollection) -> list[_Place]:
+    """Where a layer has linears of this name: once, or in each of this rank's experts and in the shared one."""
+    prefix = f"decoder.layers.{layer.layer_number - 1}"
+    if target in ("linear_qkv", "linear_proj"):
+        return [_Place(layer.self_attention, f"{prefix}.self_attention")]
+    experts = getattr(layer.mlp, "experts", None)
+    if experts is None:
+        return [_Place(layer.mlp, f"{prefix}.mlp")]
+    local: list[torch.nn.Module] = list(experts.local_experts)
+    first = groups.ep.rank() * len(local)
+    places = [_Place(expert, f"{prefix}.mlp.experts.experts.{first + at}", True) for at, expert in enumerate(local)]
+    shared = layer.mlp.shared_experts
+    return places if shared is None else [*places, _Place(shared, f"{prefix}.mlp.shared_experts")]
 
 
 def add_adapters(
@@ -148,17 +213,18 @@ def add_adapters(
     adapters = []
     for layer in model.decoder.layers:
         for target in lora.targets:
-            place, kind = PLACES[target]
-            parent = getattr(layer, place)
-            linear = getattr(parent, target)
-            adapter = kind(linear.weight, lora, model.config, groups.tp)
-            name = f"decoder.layers.{layer.layer_number - 1}.{place}.{target}_adapter.lora_A"
-            _initialize(adapter, shapes[name], seed=_derived(seed, name))
-            parent.add_module(f"{target}_adapter", adapter)
-            if hasattr(linear, "return_layernorm_output"):  # Transformer Engine's norm and linear in one
-                linear.return_layernorm_output = True
-            linear.register_forward_hook(_Added(adapter))
-            adapters.append(adapter)
+            for place in _places(layer, target, groups):
+                linear = getattr(place.parent, target)
+                usual, of_expert = KINDS[target]
+                kind, group = (of_expert, groups.expt_tp) if place.is_expert and of_expert else (usual, groups.tp)
+                adapter = kind(linear.weight, lora, model.config, group)
+                name = f"{place.name}.{target}_adapter.lora_A"
+                _initialize(adapter, shapes[name], seed=_derived(seed, name))
+                place.parent.add_module(f"{target}_adapter", adapter)
+                if hasattr(linear, "return_layernorm_output"):  # Transformer Engine's norm and linear in one
+                    linear.return_layernorm_output = True
+                linear.register_forward_hook(_Added(adapter))
+                adapters.append(adapter)
     if model.pre_process and model.config.recompute_granularity is not None:
         # A recomputed block is not asked for its parameters' gradients unless one of its inputs has one.
         model.embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())

@@ -11,7 +11,7 @@ from typing import Literal
 
 from dpop_base.architectures import Architecture
 from megatron_dpop.plan.choice import BYTES, LayoutChoice, Recompute, Widths
-from megatron_dpop.plan.mixtures import mixture_activations, mixture_backward_bytes
+from megatron_dpop.plan.mixtures import mixture_activations, mixture_backward_bytes, received_tokens
 from megatron_dpop.plan.workload import Row
 
 FP32 = BYTES["fp32"]
@@ -107,7 +107,11 @@ def layer_activations(
     if architecture.post_norms:
         attention["input of the norm after it"] = feed_forward["input of the norm after it"] = hidden * size
     if choice.lora:
-        attention["between the adapters' factors"] = len(choice.lora.targets) * tokens * choice.lora.rank * size
+        of_experts = sum(target.startswith("linear_fc") for target in choice.lora.targets) if mixture else 0
+        passes = (len(choice.lora.targets) - of_experts) * tokens
+        if of_experts:
+            passes += of_experts * received_tokens(architecture, choice, row)
+        attention["between the adapters' factors"] = passes * choice.lora.rank * size
     is_varlen = kernels.attention == "varlen" and choice.params != "fp32"
     return LayerActivations(
         attention=attention,

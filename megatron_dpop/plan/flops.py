@@ -57,15 +57,30 @@ def training_flops(
     if lora is None:
         return TRAINING_FACTOR * forward
     attention = forward_flops(architecture, tokens=0.0, scores=0.0, attended=attended)
-    adapters = 2 * tokens * adapter_parameters(architecture, lora)
+    adapters = 2 * tokens * adapter_parameters(architecture, lora, of_token=True)
     return FROZEN_FACTOR * (forward - attention) + TRAINING_FACTOR * (attention + adapters)
 
 
-def adapter_parameters(architecture: Architecture, lora: LoraConfig) -> int:
-    """Entries of all adapters: what LoRA trains."""
+def adapter_parameters(architecture: Architecture, lora: LoraConfig, *, of_token: bool = False) -> int:
+    """Entries of all adapters, which is what LoRA trains; `of_token`: of experts, only of those that one token has."""
+    experts = architecture.experts
+    mixtures = sum(architecture.has_experts(layer) for layer in range(architecture.num_layers))
+    if experts is None or not mixtures:
+        return architecture.num_layers * _layer_adapters(architecture, lora, 0)
+    mixture = replace(architecture, experts=replace(experts, count=1, dense_layers=()))
+    dense = replace(architecture, experts=replace(experts, count=1, dense_layers=(0,)))
+    counted = experts.per_token if of_token else experts.count
+    sparse = mixtures * _layer_adapters(mixture, lora, counted)
+    return sparse + (architecture.num_layers - mixtures) * _layer_adapters(dense, lora, 0)
+
+
+def _layer_adapters(architecture: Architecture, lora: LoraConfig, experts: int) -> int:
+    """Entries of the first layer's adapters, an expert's counted `experts` times."""
     one_layer = replace(architecture, num_layers=1)
     shapes = adapter_tensors(RULES[architecture.family], one_layer, frozenset(lora.targets), lora.rank)
-    return architecture.num_layers * sum(rows * columns for rows, columns in shapes.values())
+    return sum(
+        rows * columns * (experts if ".experts.experts." in name else 1) for name, (rows, columns) in shapes.items()
+    )
 
 
 def example_flops(architecture: Architecture, cost: ExampleCost) -> float:

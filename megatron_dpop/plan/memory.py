@@ -115,7 +115,8 @@ def weight_bytes(parameters: Parameters, choice: LayoutChoice) -> float:
     """Counts FP8 weights too: linear layers keep both forms of them between micro-batches, beside bf16 or alone."""
     linear = choice.bytes if not choice.fp8_params else 0
     linear += FP8_COPIES if choice.fp8 else 0
-    others = parameters.output + parameters.other + parameters.experts + parameters.adapters
+    others = parameters.output + parameters.other + parameters.experts
+    others += parameters.adapters + parameters.expert_adapters
     return linear * parameters.linear + choice.bytes * others
 
 

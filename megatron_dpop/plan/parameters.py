@@ -16,7 +16,8 @@ class Parameters:
     output: int  # the output layer, where it is not the embedding itself
     other: int  # embedding, norms, biases, routers
     experts: int = 0  # matrices of the experts that tokens are sent to: cut and repeated over ranks of their own
-    adapters: int = 0
+    adapters: int = 0  # but those of experts
+    expert_adapters: int = 0
     frozen: int = 0  # of the model's, without adapters
 
     @property
@@ -25,14 +26,18 @@ class Parameters:
         return self.linear + self.output + self.other + self.experts
 
     def trainable(self, lora: LoraConfig | None) -> int:
-        return self.base - self.frozen if lora is None else self.adapters
+        return self.base - self.frozen if lora is None else self.adapters + self.expert_adapters
+
+    def trainable_experts(self, lora: LoraConfig | None) -> int:
+        """Those of `trainable` that are cut and repeated as experts are."""
+        return self.experts if lora is None else self.expert_adapters
 
     def shared_out(self, choice: LayoutChoice) -> float:
         """Trained entries of which this device keeps the optimizer's state, where ranks with equal weights share it."""
         trained = self.trainable(choice.lora)
         if not choice.distributed_optimizer:
             return trained
-        experts = self.experts if choice.lora is None else 0
+        experts = self.trainable_experts(choice.lora)
         return (trained - experts) / choice.data_shards + experts / choice.expert_data_shards
 
 
@@ -41,15 +46,18 @@ def layer_matrices(widths: Widths) -> dict[str, tuple[int, int]]:
     return {
         "linear_qkv": (widths.query + 2 * widths.key, widths.hidden),
         "linear_proj": (widths.hidden, widths.query),
-        "linear_fc1": (2 * widths.ffn, widths.hidden),
-        "linear_fc2": (widths.hidden, widths.ffn),
+        **feed_forward_matrices(widths.hidden, widths.ffn),
     }
 
 
-def adapter_entries(widths: Widths, lora: LoraConfig) -> int:
-    """Counts one layer's: each target's two factors; the one on the side that is not split is whole on each rank."""
-    matrices = layer_matrices(widths)
-    return sum(lora.rank * sum(matrices[target]) for target in lora.targets)
+def feed_forward_matrices(hidden: int, ffn: int) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of one feed-forward, of an expert's too, if this rank holds `ffn` of its inner entries."""
+    return {"linear_fc1": (2 * ffn, hidden), "linear_fc2": (hidden, ffn)}
+
+
+def adapter_entries(matrices: dict[str, tuple[int, int]], lora: LoraConfig) -> int:
+    """Each target's two factors; the one on the side that is not split is whole on each rank."""
+    return sum(lora.rank * sum(matrices[target]) for target in lora.targets if target in matrices)
 
 
 def expert_entries(architecture: Architecture, choice: LayoutChoice) -> int:
@@ -78,6 +86,7 @@ def stage_parameters(architecture: Architecture, choice: LayoutChoice, stage: in
     attention = sizes["linear_qkv"] + sizes["linear_proj"]
     feed_forward = sizes["linear_fc1"] + sizes["linear_fc2"]
     shared, router = _beside_experts(architecture, choice)
+    adapters, expert_adapters = _adapters(architecture, choice, widths, layers, mixtures)
     return Parameters(
         linear=layers * attention + (layers - mixtures) * feed_forward + mixtures * shared,
         output=vocabulary if has_output else 0,
@@ -86,9 +95,30 @@ def stage_parameters(architecture: Architecture, choice: LayoutChoice, stage: in
         + (vocabulary if is_first else 0)
         + (widths.hidden if is_last else 0),
         experts=mixtures * expert_entries(architecture, choice),
-        adapters=layers * adapter_entries(widths, choice.lora) if choice.lora else 0,
+        adapters=adapters,
+        expert_adapters=expert_adapters,
         frozen=mixtures * router_entries(architecture) if choice.freeze_router else 0,
     )
+
+
+def _adapters(
+    architecture: Architecture, choice: LayoutChoice, widths: Widths, layers: int, mixtures: int
+) -> tuple[int, int]:
+    """Entries of a stage's adapters, but experts', and of experts'."""
+    lora, experts = choice.lora, architecture.experts
+    if lora is None:
+        return 0, 0
+    everywhere = adapter_entries(layer_matrices(widths), lora)
+    if experts is None:
+        return layers * everywhere, 0
+    attention = everywhere - adapter_entries(feed_forward_matrices(widths.hidden, widths.ffn), lora)
+    shared_ffn = (experts.shared_ffn_hidden_size or 0) // choice.tensor
+    shared = adapter_entries(feed_forward_matrices(widths.hidden, shared_ffn), lora) if shared_ffn else 0
+    of_one = adapter_entries(
+        feed_forward_matrices(widths.hidden, experts.ffn_hidden_size // choice.expert_tensor), lora
+    )
+    outside = (layers - mixtures) * everywhere + mixtures * (attention + shared)
+    return outside, mixtures * experts.count // choice.expert * of_one
 
 
 def router_entries(architecture: Architecture) -> int:

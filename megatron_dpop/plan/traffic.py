@@ -96,7 +96,7 @@ def _ends(architecture: Architecture, choice: LayoutChoice, row: Row, stage: int
 def data_traffic(architecture: Architecture, choice: LayoutChoice, stage: int) -> tuple[float, float]:
     """Bytes that a device sends a step: (gradients, weights). Gradients are fp32; experts are on fewer ranks."""
     parameters = stage_parameters(architecture, choice, stage)
-    experts = parameters.experts if choice.lora is None else 0
+    experts = parameters.trainable_experts(choice.lora)
     others = parameters.trainable(choice.lora) - experts
     gradients = ring(FP32 * others, choice.data_shards) + ring(FP32 * experts, choice.expert_data_shards)
     if not choice.distributed_optimizer:

@@ -9,6 +9,7 @@ from checkpoint_convert.conversion.journal import OtherConversionError, is_incom
 from checkpoint_convert.locate import iteration_folder
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
 from checkpoint_convert.megatron_to_peft import megatron_to_peft
+from checkpoint_convert.rules.adapters import peft_obstacle
 from dpop_base.checkpoint_names import iteration_name
 from dpop_base.files import write_json
 from megatron_dpop.checkpoints.digests import digests_here, named_digests
@@ -31,20 +32,35 @@ def export_model(run: Run) -> None:
 
 
 def exports_of(run: Run) -> "Exports":
-    base = run.inputs.model if run.config.lora else None
-    return Exports(run.folder, base=base, say=run.console.say, iteration=run.best_iteration)
+    lora = run.config.lora
+    return Exports(
+        run.folder,
+        base=run.inputs.model if lora else None,
+        say=run.console.say,
+        iteration=run.best_iteration,
+        no_adapter=peft_obstacle(run.inputs.architecture, frozenset(lora.targets)) if lora else None,
+    )
 
 
 class Exports:
     """`hf/`, and `adapter/` of a LoRA run. One process does it."""
 
     def __init__(
-        self, folder: RunFolder, *, base: Path | None, say: Callable[[str], None], iteration: int | None = None
+        self,
+        folder: RunFolder,
+        *,
+        base: Path | None,
+        say: Callable[[str], None],
+        iteration: int | None = None,
+        no_adapter: str | None = None,
     ) -> None:
-        """`base`: the model that LoRA adapters belong to; `iteration`: the checkpoint, None for the newest."""
+        """`base`: the model that LoRA adapters belong to; `iteration`: the checkpoint, None for the newest;
+        `no_adapter`: why the adapter is not exported alone.
+        """
         self.folder = folder
         self.base = base
         self.say = say
+        self.no_adapter = no_adapter
         self.checkpoint = folder.checkpoints if iteration is None else folder.checkpoints / iteration_name(iteration)
 
     def set_aside(self) -> None:
@@ -61,13 +77,15 @@ class Exports:
         for target, convert in self._targets().items():
             if not self._is_done(target):
                 self._export(target, convert)
+        if self.no_adapter is not None:
+            self.say(f"no {self.folder.adapter}: {self.no_adapter}; {self.folder.hf} is the merged model")
 
     def _targets(self) -> dict[Path, Callable[[], None]]:
         hf, adapter = self.folder.hf, self.folder.adapter
         targets: dict[Path, Callable[[], None]] = {
             hf: lambda: megatron_to_hf(self.checkpoint, hf, base=self.base, progress=False)
         }
-        if self.base is not None:
+        if self.base is not None and self.no_adapter is None:
             targets[adapter] = lambda: megatron_to_peft(self.checkpoint, adapter, progress=False)
         return targets
 

@@ -1,12 +1,16 @@
 """LoRA runs inside a rank: what is trained, its gradient at a layout, and the ranks' cuts put together."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
+from torch.nn.utils import parametrize
 
 from tests.distributed import leave_model_parallel
 from tests.megatron_dpop.training.gathered import Arrays, gather_reduced, in_whole_model
@@ -143,8 +147,66 @@ def _join(name: str, cuts: list[np.ndarray]) -> np.ndarray:
     return cuts[0]
 
 
+class _Added(torch.nn.Module):
+    """W + scale * B A of each matrix that W is stacked of."""
+
+    def __init__(self, matrices: list[tuple[torch.nn.Parameter, torch.nn.Parameter]], scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.a, self.b = (torch.nn.ParameterList(part) for part in zip(*matrices, strict=True))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        products = [b @ a for a, b in zip(self.a, self.b, strict=True)]
+        return weight + self.scale * torch.cat(products).view_as(weight)
+
+
+def with_adapted_experts(model: torch.nn.Module, adapter: str) -> torch.nn.Module:
+    """A mixture of transformers' with a PEFT folder to train, without PEFT: experts are stacked, gate and up in one."""
+    tensors = load_file(Path(adapter, "adapter_model.safetensors"))
+    config = json.loads(Path(adapter, "adapter_config.json").read_text())
+    model.requires_grad_(False)
+    inputs: dict[str, torch.nn.Parameter] = {}  # A, by its linear of Megatron's
+
+    def factors(module: str, linear: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+        a, b = (tensors[f"base_model.model.{module}.lora_{part}.weight"] for part in "AB")
+        shared = inputs.setdefault(linear, torch.nn.Parameter(a))
+        assert torch.equal(shared, a)
+        return shared, torch.nn.Parameter(b)
+
+    def adapt(module: torch.nn.Module, weight: str, names: list[tuple[str, str]]) -> None:
+        if any(f"base_model.model.{name}.lora_A.weight" in tensors for name, _ in names):
+            added = _Added([factors(*name) for name in names], config["lora_alpha"] / config["r"])
+            parametrize.register_parametrization(module, weight, added)
+
+    for at, layer in enumerate(model.model.layers):
+        prefix = f"model.layers.{at}"
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            linear = f"{prefix}.out" if name == "o_proj" else f"{prefix}.in"
+            adapt(getattr(layer.self_attn, name), "weight", [(f"{prefix}.self_attn.{name}", linear)])
+        gated = [("mlp", layer.mlp), ("mlp.shared_expert", getattr(layer.mlp, "shared_expert", None))]
+        for name, module in gated:
+            for part in ("gate_proj", "up_proj", "down_proj") if hasattr(module, "gate_proj") else ():
+                linear = f"{prefix}.{name}.{part.replace('up', 'gate')}"
+                adapt(getattr(module, part), "weight", [(f"{prefix}.{name}.{part}", linear)])
+        if hasattr(layer.mlp, "experts"):
+            mixtral = model.config.model_type == "mixtral"
+            where = f"{prefix}.{'block_sparse_moe' if mixtral else 'mlp'}.experts"
+            gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+            every = range(len(layer.mlp.experts.down_proj))
+            both = [(f"{where}.{expert}.{part}", f"{where}.{expert}.in") for expert in every for part in (gate, up)]
+            adapt(layer.mlp.experts, "gate_up_proj", both)
+            adapt(
+                layer.mlp.experts,
+                "down_proj",
+                [(f"{where}.{expert}.{down}", f"{where}.{expert}.out") for expert in every],
+            )
+    return model
+
+
 def with_shared_inputs(model: torch.nn.Module, adapter: str) -> torch.nn.Module:
     """`model` with a PEFT folder to train, its q, k and v (and gate and up) having one A, as a fused linear has."""
+    if hasattr(model.config, "num_experts_per_tok"):
+        return with_adapted_experts(model, adapter)
     from peft import PeftModel
 
     wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=True)
