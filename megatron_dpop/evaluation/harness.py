@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dpop_base.errors import UserError, first_line
-from dpop_base.extras import install_command, missing
+from dpop_base.extras import missing
+from megatron_dpop.evaluation.load import load_model
 from megatron_dpop.evaluation.subject import Subject
 
 TASKS = Path(__file__).parent / "tasks"
@@ -22,6 +23,7 @@ class Options:
     batch_size: int | str = 8
     limit: int | None = None
     chat_template: bool | None = None
+    backend: str = "transformers"
     model_arguments: str = ""  # the harness's, such as "dtype=float32,parallelize=True"
 
 
@@ -56,7 +58,9 @@ class Harness:
 
     def evaluate(self, subject: Subject, options: Options) -> dict[str, dict[str, Any]]:
         """The harness's results by the name of the task or group that was asked for."""
-        model = _load_model(subject, options)
+        model = load_model(
+            subject, backend=options.backend, batch_size=options.batch_size, arguments=options.model_arguments
+        )
         has_template = bool(getattr(model.tokenizer, "chat_template", None)) and subject.chat_template != "none"
         if options.chat_template and not has_template:
             raise UserError(f"--chat-template: {subject.model} has none; leave the option out")
@@ -77,38 +81,5 @@ class Harness:
             limit=options.limit,
             apply_chat_template=wanted and has_template,
         )
-        return {**found, "chat_template": wanted and has_template}
-
-
-def _load_model(subject: Subject, options: Options) -> Any:
-    import torch
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # of loading weights: it runs into the harness's own
-    try:
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.utils import simple_parse_args_string
-    except ImportError as error:
-        raise UserError(f"eval: {first_line(error)}; install it with: {install_command('eval')}") from None
-    # The harness's own choice is "cuda" whatever the machine has; and CPUs generate faster in fp32 than in bf16.
-    machine = {"device": "cuda"} if torch.cuda.is_available() else {"device": "cpu", "dtype": "float32"}
-    given = simple_parse_args_string(options.model_arguments)
-    ours = {"pretrained": str(subject.model), "batch_size": options.batch_size, "trust_remote_code": False}
-    try:
-        model = HFLM(**{**ours, **machine, **given})
-    except TypeError as error:
-        raise UserError(f"--model-args: {first_line(error)}; give the harness's arguments as key=value,...") from None
-    except Exception as error:  # transformers raises nearly anything for a folder that is damaged
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{subject.model}: is code of its own (auto_map), which is not run unless you say so: read it, then "
-                "add trust_remote_code=True to --model-args"
-            ) from None
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
-            raise
-        raise UserError(
-            f"{subject.model}: cannot be loaded ({first_line(error)}); export or download it again"
-        ) from None
-    if subject.chat_template not in (None, "none"):
-        model.tokenizer.chat_template = Path(subject.chat_template).read_text(encoding="utf-8")
-    return model
+        dtype = str(getattr(getattr(model, "model", None), "dtype", "unknown")).removeprefix("torch.")
+        return {**found, "chat_template": wanted and has_template, "dtype": dtype}

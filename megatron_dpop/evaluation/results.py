@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def summarise(name: str, found: dict[str, Any], subject: Subject, options: Optio
         "model": str(subject.model),
         "harness": importlib.metadata.version("lm_eval"),
         "chat_template": found["chat_template"],
+        "backend": options.backend,
+        "dtype": found["dtype"],
         "limit": options.limit,
         "batch_size": options.batch_size,
         "model_arguments": options.model_arguments,
@@ -105,3 +108,34 @@ def table_of(summary: dict[str, Any]) -> Table:
     if "average" in summary:
         table.add_row("average", "", "", "", f"{summary['average']:.4f}", "", style="bold")
     return table
+
+
+def side_by_side(name: str, summaries: Sequence[dict[str, Any]]) -> Table:
+    """One task's or group's scores of several models, a column each, with their standard errors."""
+    table = Table(name, "metric", *model_names([summary["model"] for summary in summaries]))
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for task, scores in summaries[0]["scores"].items():
+        shown = LEADERBOARD_METRICS.get(task) if name == LEADERBOARD else None
+        for metric in scores["metrics"]:
+            if name != LEADERBOARD or metric == shown:
+                values = [summary["scores"][task]["metrics"][metric] for summary in summaries]
+                table.add_row(task, metric, *map(_with_error, values))
+    if all("average" in summary for summary in summaries):
+        table.add_row("average", "", *(f"{summary['average']:.4f}" for summary in summaries), style="bold")
+    return table
+
+
+def model_names(folders: Sequence[str]) -> list[str]:
+    """Each folder's last parts, as few as tell them apart; of a run's export the run."""
+    parts = [Path(folder).parts[:-1] if Path(folder).name == "hf" else Path(folder).parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(folders)
+
+
+def _with_error(score: dict[str, float | None]) -> str:
+    error = "" if score["stderr"] is None else f" ± {score['stderr']:.4f}"
+    return f"{score['value']:.4f}{error}"

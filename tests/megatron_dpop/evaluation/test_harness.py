@@ -68,6 +68,24 @@ def test_offline_task_asks_with_the_chat_template_and_keeps_scores_in_the_run(
     assert len({prompt_hash(sample["problem"]["question"]) for sample in samples}) == 3
 
 
+def test_two_models_stand_side_by_side_and_their_time_is_foretold(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write_model(tmp_path / "base", seed=3, max_position_embeddings=1024)
+    words = ["eval", str(base), str(run_folder), "--tasks", "gsm_symbolic", "--limit", "3"]
+    assert run([*words, "--output", str(tmp_path / "scores")]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("3 answers of at most 320 tokens, 8 at once") == 2
+    table = captured.out.split("gsm_symbolic.json\n")[-1]
+    assert "base" in table
+    assert "run" in table
+    for name in ("base", "run"):
+        found = json.loads((tmp_path / "scores" / name / "gsm_symbolic.json").read_text())
+        assert found["dtype"] in ("float32", "bfloat16")
+        score = found["scores"]["gsm_symbolic"]["metrics"]["marked"]
+        assert f"{score['value']:.4f} ± {score['stderr']:.4f}" in table
+
+
 def test_unknown_task_names_the_nearest(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["eval", str(run_folder), "--tasks", "gsm_symbolc"]) == 2
     assert "did you mean gsm_symbolic?" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import yaml
 from checkpoint_convert.commands import run as checkpoint_convert
 from dpop_base.errors import UserError
 from megatron_dpop.commands.main import run
+from megatron_dpop.evaluation.results import model_names
 from megatron_dpop.evaluation.subject import find_subject
 from tests.tiny import write_config, write_model, write_pairs
 
@@ -67,6 +68,29 @@ def test_wrong_option_is_one_line(
     assert run(["eval", str(run_folder), "--tasks", "gsm_symbolic", *words]) == 2
     assert says in capsys.readouterr().err
     assert not (run_folder / "eval").exists()
+
+
+def test_vllm_that_is_not_installed_is_one_line(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lm_eval", reason="needs megatron-dpop[eval]")
+    assert run(["eval", str(run_folder), "--tasks", "gsm_symbolic", "--backend", "vllm"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "--backend: vLLM is not installed" in line
+
+
+def test_a_model_named_twice_is_refused(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", str(run_folder), str(run_folder / "hf"), "--tasks", "gsm_symbolic"]) == 2
+    assert "names a model twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["runs/dpo/hf", "runs/dpop/hf", "models/base"], ["dpo", "dpop", "base"]),
+        (["a/run/hf", "b/run/hf"], ["a/run", "b/run"]),
+    ],
+)
+def test_models_are_called_by_what_tells_them_apart(folders: list[str], names: list[str]) -> None:
+    assert model_names(folders) == names
 
 
 def test_a_missing_harness_is_one_line(
