@@ -169,4 +169,6 @@ def test_ranks_hold_the_whole_model_between_them() -> None:
     repeated = SMAUG_72B.num_layers * 3 * SMAUG_72B.hidden_size + SMAUG_72B.hidden_size
     held = choice.tensor * sum(stage.base for stage in stages)
     assert held - (choice.tensor - 1) * repeated == model_parameters(SMAUG_72B)
-    assert asdict(stages[0]).keys() == {"linear", "output", "other", "experts", "adapters"}
+    assert asdict(stages[0]).keys() == {
+        "linear", "output", "other", "experts", "adapters", "expert_adapters", "frozen",
+    }  # fmt: skip
