@@ -61,6 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree["model"]["path"] = "models/Qwen2.5-7B-Instruct"
     tree["parallel"] = {"tensor": 2}
     tree["data"] |= {"train": "pairs.parquet", "validation": "held_out.parquet"}
+    tree["loss"] = {"name": "dpop"}
     tree["train"] = {"steps": 4, "global_batch_pairs": 8}
     tree["checkpoint"] = {"every": 4, "export_hf": True}
     tree["run"] = {"dir": "runs/first"}
