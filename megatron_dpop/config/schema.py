@@ -99,7 +99,7 @@ class LoraConfig:
 
 @dataclass(frozen=True, config=_SECTION)
 class ExpertsConfig:
-    """Of models with experts: how their routers are trained."""
+    """How the routers of a model with experts are trained."""
 
     freeze_router: bool = False  # routers' weights stay as they are
     balance_loss: NonNegativeReal = 0.0  # weight of each layer's loss for even loads, a mean over pairs

@@ -97,7 +97,7 @@ def _alike(requests: Sequence[Any]) -> list[list[int]]:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that a person would say."""
+    """Says seconds in the unit that a person would take."""
     if seconds < 100:
         return f"{seconds:.0f} seconds"
     minutes = seconds / 60

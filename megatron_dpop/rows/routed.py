@@ -9,7 +9,7 @@ MOST_EXAMPLES = 1 << 16  # of a dataset: what is kept of their routes is bounded
 
 
 def routed_every(examples: int) -> int:
-    """Of a dataset of so many examples, those that are a multiple of this are looked at: all of up to 65,536."""
+    """Returns n where every n-th of so many examples is looked at: 1 up to 65,536 of them."""
     return -(-examples // MOST_EXAMPLES)
 
 

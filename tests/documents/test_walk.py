@@ -28,7 +28,7 @@ ELSEWHERE = {
     "data make": "needs a dataset of the hub, or the extra that the makers' tests have",
 }
 MODELS = ("models/Qwen2.5-7B-Instruct", "models/Qwen2.5-7B", "MODEL_FOLDER")
-SECONDS = 240  # of one command
+SECONDS = 500  # of one command
 
 type Walk = Callable[[str], "subprocess.CompletedProcess[str]"]
 
