@@ -99,16 +99,16 @@ def resolve_model(name: str, *, key: str, weights: bool = True) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    if path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") != 1:
         what = "is a file" if path.exists() else "is not a folder"
         raise UserError(f"{key}: {name} {what}; give a Hugging Face folder or a Megatron checkpoint folder")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         patterns = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
         return Path(snapshot_download(name, allow_patterns=[*patterns, "*.safetensors"] if weights else patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"{key}: {name} is neither a folder nor a model the hub gives ({first_line(error)})") from None
 
 

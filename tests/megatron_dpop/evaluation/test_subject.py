@@ -70,6 +70,13 @@ def test_wrong_option_is_one_line(
     assert not (run_folder / "eval").exists()
 
 
+@pytest.mark.parametrize("name", ["nowhere/", "org/..name"])
+def test_a_name_that_is_neither_folder_nor_model_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", name, "--tasks", "gsm_symbolic"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"eval: {name} is" in line
+
+
 def test_vllm_that_is_not_installed_is_one_line(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lm_eval", reason="needs megatron-dpop[eval]")
     assert run(["eval", str(run_folder), "--tasks", "gsm_symbolic", "--backend", "vllm"]) == 2
