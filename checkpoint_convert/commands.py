@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpop_base.errors import UserError
+from dpop_base.errors import UserError, escape_what_output_lacks
 from dpop_base.os_errors import explain_os_error
 from dpop_base.version import project_version
 
@@ -22,6 +22,7 @@ _EXAMPLES = """examples:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on standard error for bad input."""
+    escape_what_output_lacks()
     options = build_parser().parse_args(arguments)
     try:
         return int(options.command(options))

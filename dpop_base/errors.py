@@ -1,5 +1,8 @@
 """The one exception that means "the user can fix this", and what others say, in its words."""
 
+import io
+import sys
+
 LONGEST = 1200  # characters of an error: what a file holds may be quoted in it
 
 
@@ -24,3 +27,9 @@ def first_line(error: Exception) -> str:
 def printable(text: str) -> str:
     """What an untrusted file writes, fit for a line: cut, without control characters and lone surrogates."""
     return "".join(sign if sign.isprintable() else "?" for sign in text[:200])
+
+
+def escape_what_output_lacks() -> None:
+    """Has standard output write an escape for a sign that its encoding lacks, as standard error does, and not fail."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

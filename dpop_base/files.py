@@ -122,4 +122,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # A lone surrogate of somebody's file has no bytes in UTF-8: written so, it is JSON's own escape.
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))

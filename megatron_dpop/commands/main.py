@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from dpop_base.errors import UserError
+from dpop_base.errors import UserError, escape_what_output_lacks
 from dpop_base.os_errors import explain_os_error
 from dpop_base.version import project_version
 from megatron_dpop.commands import analyze, clean, config, data, eval, plan, report, train
@@ -22,6 +22,7 @@ LOST_PEER = "by peer"  # gloo and NCCL: "Connection closed by peer", "Connection
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, or one of `megatron_dpop.runtime.exits` and a line on standard error."""
+    escape_what_output_lacks()
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = build_parser()
     parsed, rest = parser.parse_known_args(words)

@@ -7,6 +7,8 @@ import numpy as np
 
 from dpop_base.errors import UserError
 
+MAX_REPEATED = 50_000_000  # examples that a weight above 1 may make of a source: each takes 16 bytes of the order
+
 
 def blend_order(counts: Sequence[int], weights: Sequence[float]) -> np.ndarray:
     """int64 [n, 2] of (source, example): a pure function of counts and weights.
@@ -18,6 +20,11 @@ def blend_order(counts: Sequence[int], weights: Sequence[float]) -> np.ndarray:
     for source, (count, weight) in enumerate(zip(counts, weights, strict=True)):
         if not (math.isfinite(weight) and weight > 0):
             raise UserError(f"data: weight {weight} of source {source + 1}; give a number above 0")
+        if weight > 1 and weight * count > MAX_REPEATED:
+            raise UserError(
+                f"data: weight {weight:g} of source {source + 1} makes {weight * count:.3g} examples of its {count}; "
+                f"give a weight that makes at most {MAX_REPEATED:,}"
+            )
         copies, share = divmod(weight, 1.0)
         some = round(share * count)
         rows = np.concatenate([np.tile(np.arange(count), int(copies)), np.arange(some) * count // max(some, 1)]).astype(

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpop_base.errors import printable
+
 from .formats import Fields, Layout, Notes, recognise
 from .formats.fields import is_empty
 from .formats.ranked import grouped
@@ -64,7 +66,7 @@ def unused_lines(unused: Mapping[str, int]) -> list[str]:
     if not unused:
         return []
     parts = [
-        (name or "the column without a name") + (f" ({count} row{'s' * (count != 1)})" if count else "")
+        (printable(name) or "the column without a name") + (f" ({count} row{'s' * (count != 1)})" if count else "")
         for name, count in sorted(unused.items())
     ]
     return ["not used: " + ", ".join(parts)]

@@ -1,6 +1,10 @@
 """What the token cache keeps is checked when it is read: damage is found, said, and built anew."""
 
+import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +55,16 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, llama: Path) ->
     (tmp_path / "cache").write_text("no folder")
     with pytest.raises(UserError, match=r"cache.*: the token cache cannot be used .*XDG_CACHE_HOME"):
         load(write(tmp_path / "a.jsonl", rows(6)), llama, cache=tmp_path / "cache" / "tokens")
+
+
+def test_a_column_whose_name_no_encoding_has_is_kept_and_shown(tmp_path: Path, llama: Path) -> None:
+    named = [{**row, "x\ud800y": 1} for row in rows(6)]
+    path, cache = write(tmp_path / "a.jsonl", named), tmp_path / "cache"
+    for _ in range(2):  # built, then read
+        assert "a: not used: x?y (6 rows)" in load(path, llama, cache=cache).describe()
+    words = [sys.executable, "-m", "megatron_dpop", "data", "inspect", str(path)]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    for more in ([], ["--json"]):
+        done = subprocess.run([*words, *more], env=ascii_only, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["unused"] == {"x\ud800y": 6}

@@ -160,7 +160,7 @@ def test_source_names_and_weights_are_checked(tmp_path: Path, llama: Path) -> No
     with pytest.raises(UserError, match="two sources are called 'mine'"):
         source_names([DataSource(Path("a.jsonl"), name="mine"), DataSource(Path("b.jsonl"), name="mine")])
     path = write(tmp_path / "a.jsonl", rows(3))
-    for weight in (0.0, -1.0, float("nan"), 0.01):
+    for weight in (0.0, -1.0, float("nan"), 0.01, 1e9, 1e300):
         with pytest.raises(UserError, match="weight"):
             load_dataset([DataSource(path, weight)], llama, max_tokens=512, workers=1, progress=False)
     with pytest.raises(UserError, match="no source"):
