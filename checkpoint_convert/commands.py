@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("target", metavar="DST", type=Path, help="a new folder, or one to continue in")
         command.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: as the source stores it")
         command.add_argument("--workers", type=_positive, help="files written at once (default: 2 to 4, by cores)")
-        command.add_argument("--dry-run", action="store_true", help="print the plan; needs only config.json")
+        command.add_argument("--dry-run", action="store_true", help="print the plan; SRC may be a config.json alone")
         command.add_argument("--quiet", action="store_true", help="no progress")
     to_megatron.add_argument(
         "--base", type=Path, help="base model of a PEFT folder's LoRA adapter (default: what the adapter names)"

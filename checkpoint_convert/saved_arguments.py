@@ -6,6 +6,7 @@ from typing import Any
 from checkpoint_convert.tensors.common_state import read_common_state
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
 from dpop_base.architectures.architecture import Architecture
+from dpop_base.architectures.capacity import WHY, limit_asked
 from dpop_base.architectures.own_arguments import disagreements, padding_is_known
 from dpop_base.errors import UserError
 
@@ -36,6 +37,11 @@ def check_arguments(source: TorchDistSource, a: Architecture) -> bool:
     """
     arguments = read_arguments(source)
     for where, values in arguments.items():
+        if limit := limit_asked(values):
+            raise UserError(
+                f"{source.folder}: the checkpoint's own arguments have {limit} ({WHY}; {where}); "
+                "only models trained without it are supported"
+            )
         if found := disagreements(values, a):
             raise UserError(
                 f"{source.folder}: the checkpoint's own arguments disagree with config.json: {'; '.join(found)} "

@@ -12,16 +12,19 @@ from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron, to_megatron
 from checkpoint_convert.tensors.source import TensorInfo
 from dpop_base.architectures.architecture import Architecture
-from dpop_base.architectures.read import read_architecture, read_config_dtype
+from dpop_base.architectures.read import architecture_of, dtype_of, read_config_file, read_fields
 from dpop_base.errors import UserError
 
 
 def describe(source: Path, to: Literal["megatron", "huggingface"], dtype: str | None) -> str:
-    """The plan of a conversion of `source`, as text. Raises UserError for what its config.json cannot be."""
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder; name one with a config.json")
-    a = read_architecture(source)
-    stored = read_config_dtype(source)
+    """
+    The plan of a conversion of `source`, as text: a folder with a config.json, or such a file of any name. Raises
+    UserError for what its config.json cannot be.
+    """
+    if not source.is_dir() and not source.is_file():
+        raise UserError(f"{source}: no such folder or file; name a model's folder, or its config.json")
+    fields = read_fields(source) if source.is_dir() else read_config_file(source)
+    a, stored = architecture_of(fields), dtype_of(fields)
     if to == "megatron":
         read, written = from_megatron(RULES[a.family], a), to_megatron(RULES[a.family], a)
     else:

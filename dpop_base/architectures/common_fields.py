@@ -5,6 +5,7 @@ of transformers reads it in its forward pass, or reads only the value that is al
 
 from typing import Any
 
+from dpop_base.architectures.capacity import OF_CAPACITY
 from dpop_base.architectures.fields import Only
 
 # What most of transformers' config classes take where a field is absent: a family's table names what it takes instead.
@@ -102,4 +103,5 @@ COMMON: dict[str, Only] = {
     "use_qk_norm": Only((False,), "queries and keys would be normalised"),
     "qk_layernorm": Only((False,), "queries and keys would be normalised"),
     "parallel_attn": Only((False,), "attention and feed-forward follow each other"),
+    **OF_CAPACITY,
 }

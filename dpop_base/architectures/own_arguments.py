@@ -317,7 +317,6 @@ ROWS: tuple[Argument, ...] = (
         _of_experts(lambda e: not e.shares_sum_to_one),
         agree=_if_ours,
     ),
-    Argument(("moe_expert_capacity_factor",), "a limit of an expert's tokens:", _always(None)),
     Argument(("moe_router_score_function",), "router scores", _of_experts(lambda e: "softmax"), agree=_if_ours),
     Argument(("moe_router_topk_scaling_factor",), "a scale of routed tokens", _always(None), _empty),
     Argument(("moe_router_enable_expert_bias",), "a bias of experts:", _always(False)),

@@ -57,12 +57,15 @@ def read_fields(folder: Path) -> Fields:
     path = folder / "huggingface" / "config.json"
     if not path.is_file():
         path = folder / "config.json"
+    if not path.is_file():  # a pipe, too: it would be waited for
+        raise UserError(f"{folder}: has no config.json; name a Hugging Face or a Megatron checkpoint folder")
+    return read_config_file(path)
+
+
+def read_config_file(path: Path) -> Fields:
+    """The raw fields of a `config.json` of any name. Raises UserError."""
     try:
-        if path.exists() and not path.is_file():  # a pipe, which would be waited for
-            raise FileNotFoundError
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: has no config.json; name a Hugging Face or a Megatron checkpoint folder") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({first_line(error)}); download it again") from None
     if not isinstance(values, dict):
@@ -71,8 +74,12 @@ def read_fields(folder: Path) -> Fields:
 
 
 def read_config_dtype(folder: Path) -> str:
-    """The dtype that `config.json` announces ("fp32", "bf16", "fp16"), fp32 where it names none. Raises UserError."""
-    fields = read_fields(folder)
+    """The dtype that a folder's `config.json` announces, as `dtype_of` says it. Raises UserError."""
+    return dtype_of(read_fields(folder))
+
+
+def dtype_of(fields: Fields) -> str:
+    """The dtype that a `config.json` announces ("fp32", "bf16", "fp16"), fp32 where it names none. Raises UserError."""
     name = fields.get("dtype") or fields.get("torch_dtype")
     if name is None and fields.values.get("model_type") == "qwen":  # Qwen1 says it with flags
         name = "bfloat16" if fields.get("bf16") else "float16" if fields.get("fp16") else None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from dpop_base.architectures.capacity import OF_CAPACITY, WHY
 from dpop_base.errors import printable
 from megatron_dpop.config.losses import LOSSES, PAIR_LOSSES
 from megatron_dpop.config.other_names import our_name
@@ -64,6 +65,8 @@ def _dotted(location: Sequence[str | int]) -> tuple[str, str | None]:
 
 
 def _unknown(key: str) -> str:
+    if key.rpartition(".")[2] in OF_CAPACITY:
+        return f"{key}: experts take all tokens that are sent to them ({WHY}); remove it"
     near = nearest_key(key)
     return f"unknown key {key}" + (f"; did you mean {near}?" if near else "; remove it")
 

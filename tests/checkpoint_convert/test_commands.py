@@ -10,7 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from checkpoint_convert.commands import run
 from tests.checkpoint_convert.models import save_small
+from tests.dpop_base.architectures.test_published import ACCEPTED, PUBLISHED
 from tests.dpop_base.architectures.test_read import LLAMA, QWEN1
+
+# Of each family the smallest.
+OF_FAMILIES = {
+    PUBLISHED[name]["config"]["model_type"]: name
+    for name in sorted(ACCEPTED, key=lambda name: -PUBLISHED[name].get("parameters", 0))
+}
 
 
 @pytest.mark.parametrize("command", [[], ["hf-to-megatron"], ["megatron-to-hf"], ["verify"]])
@@ -30,6 +37,30 @@ def test_dry_run_of_72b_from_its_config_alone(tmp_path: Path, capsys: pytest.Cap
     assert "72,287,920,128 parameters" in out  # as published: 72B
     assert f"{72_287_920_128 * 2:,} bytes" in out
     assert not Path("anywhere").exists()
+
+
+@pytest.mark.parametrize("model", dict(sorted(OF_FAMILIES.items())).values())
+def test_dry_run_of_a_config_file_alone(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both ways, and as of a folder."""
+    text = json.dumps(PUBLISHED[model]["config"])
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "any-name.json").write_text(text)
+    for command in ("hf-to-megatron", "megatron-to-hf"):
+        said = []
+        for source in (tmp_path, tmp_path / "any-name.json"):
+            assert run([command, str(source), "anywhere", "--dry-run", "--dtype", "bf16"]) == 0
+            said.append(capsys.readouterr().out)
+        assert said[0] == said[1]
+        if parameters := PUBLISHED[model].get("parameters"):
+            assert f"{parameters:,} parameters" in said[0]
+            assert f"{parameters * 2:,} bytes, in" in said[0]
+
+
+def test_dry_run_names_a_file_that_is_no_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.json").write_text("[]")
+    for name, said in {"list.json": "holds list", "none.json": "no such folder or file"}.items():
+        assert run(["hf-to-megatron", str(tmp_path / name), "anywhere", "--dry-run"]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_dry_run_names_what_is_unsupported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

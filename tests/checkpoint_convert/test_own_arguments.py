@@ -153,6 +153,27 @@ def test_wherever_a_checkpoint_is_read_it_must_agree(
         check_weights(megatron)  # as training and analysis do before anything else
 
 
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"moe_expert_capacity_factor": 1.0},
+        {"moe_pad_expert_input_to_capacity": True},
+        {"moe_expert_rank_capacity_factor": 2.0},
+    ],
+)
+def test_a_limit_of_experts_tokens_is_refused(
+    limit: dict[str, Any], megatron: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    never = {"moe_token_drop_policy": "probs", "moe_expert_capacity_factor": None}  # as Megatron saves them
+    save_arguments(megatron, **never)
+    check_weights(megatron)
+    save_arguments(megatron, **(never | limit))
+    assert run(["megatron-to-hf", str(megatron), str(tmp_path / "out"), "--quiet"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert " ".join(map(str, *limit.items())) in line
+    assert "would depend on the pairs beside it" in line
+
+
 @pytest.mark.parametrize("file", ["run_config.yaml", "context/model.yaml"])
 def test_what_megatron_bridge_and_nemo_save_is_compared(file: str, megatron: Path, tmp_path: Path) -> None:
     section = "model" if file == "run_config.yaml" else "config"

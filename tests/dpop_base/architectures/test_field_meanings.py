@@ -7,6 +7,7 @@ import pytest
 
 from dpop_base.architectures import read_architecture
 from dpop_base.errors import UserError
+from tests.dpop_base.architectures.test_published import PUBLISHED
 from tests.dpop_base.architectures.test_read import LLAMA, QWEN1, folder
 
 CHANGES_NOTHING: dict[str, dict[str, Any]] = {
@@ -30,6 +31,7 @@ CHANGES_NOTHING: dict[str, dict[str, Any]] = {
         "max_length": 20,
         "temperature": 0.7,
         "is_causal": True,
+        "drop_tokens": False,
     },
     "mistral": {"attention_bias": False, "mlp_bias": False, "sliding_window": None, "use_sliding_window": False},
     "qwen2": {"use_mrope": False, "max_window_layers": 3, "sliding_window": 128, "attention_bias": True},
@@ -83,6 +85,21 @@ def test_fields_that_change_nothing_are_accepted(model_type: str, name: str, tmp
 def test_fields_that_would_change_something_are_named(model_type: str, name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=name):
         read_architecture(folder(tmp_path, of_family(model_type) | {name: CHANGES_SOMETHING[model_type][name]}))
+
+
+LIMITS: dict[str, Any] = {
+    **dict.fromkeys(("capacity_factor", "moe_expert_capacity_factor", "moe_expert_rank_capacity_factor"), 1.25),
+    **dict.fromkeys(("drop_tokens", "moe_pad_expert_input_to_capacity", "pad_to_capacity"), True),
+    "token_drop_policy": "probs",
+    "expert_capacity": 64,
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_of_experts_tokens_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    """Whichever the family: it is no field that is merely unknown."""
+    with pytest.raises(UserError, match=f"{name} is .* would depend on the pairs beside it"):
+        read_architecture(folder(tmp_path, PUBLISHED["Qwen/Qwen3-30B-A3B"]["config"] | {name: LIMITS[name]}))
 
 
 def test_absent_and_null_are_what_they_are_to_transformers(tmp_path: Path) -> None:

@@ -243,6 +243,9 @@ KEYS = {
     ("--loss.beta", "-1"): "command line: loss.beta: -1 is not valid: input should be greater than 0",
     ("--train.steps", "0"): "train.steps: 0 is not valid: ",
     ("--train.batch_size", "3"): "command line: unknown key train.batch_size; did you mean train.global_batch_pairs[?]",
+    ("--experts.moe_expert_capacity_factor", "1.25"): "command line: experts.moe_expert_capacity_factor: .*"
+    "what a pair's tokens get would depend on the pairs beside it.; remove it$",
+    ("--experts.token_drop_policy", "probs"): "experts.token_drop_policy: .* depend on the pairs beside it",
     ("--learning_rate", "3"): "--learning_rate: not an option; did you mean --optimizer.lr[?]",
     ("--beta=3",): "--beta=3: not an option; override a config key",
     (
