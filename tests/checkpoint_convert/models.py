@@ -1,6 +1,7 @@
 """Small random models of every family, with no tensor left at a value that would hide its loss."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from transformers import (
 )
 
 from tests.checkpoint_convert.qwen1 import Qwen1
+from tests.tiny import write_tokenizer
 
 
 def _internlm3(**fields: Any) -> PreTrainedConfig:
@@ -185,6 +187,14 @@ def save_small(family: str, folder: Path, dtype: torch.dtype = torch.float32) ->
     fill(dict(model.named_parameters()))
     model.to(dtype).save_pretrained(folder)
     return Small(folder, load_file(folder / "model.safetensors"))
+
+
+def save_chat_models(families: Collection[str], folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """A small model of each, with a tokenizer and chat template, in `folder/FAMILY`; returns the folder."""
+    for family in families:
+        save_small(family, folder / family, dtype)
+        write_tokenizer(folder / family)
+    return folder
 
 
 def _save_qwen1(folder: Path, dtype: torch.dtype) -> Small:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoint_convert.models import save_small
+from tests.checkpoint_convert.models import save_chat_models
 from tests.distributed import run_ranks
 from tests.megatron_dpop.training.reference_run import reference_run
-from tests.tiny import write_config, write_pairs, write_tokenizer
+from tests.tiny import write_config, write_pairs
 from tests.training import train_all
 
 RELATIVE = 1e-4
@@ -36,10 +36,7 @@ STEPS, SAVED = 4, 2
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("experts")
     write_pairs(folder / "pairs.jsonl", 11)
-    for family in FAMILIES:
-        save_small(family, folder / family)
-        write_tokenizer(folder / family)
-    return folder
+    return save_chat_models(FAMILIES, folder)
 
 
 def _tree(world: Path, family: str, run: str, *, share: bool = True, steps: int = 2, **parallel: object) -> dict:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from checkpoint_convert.megatron_to_peft import megatron_to_peft
-from tests.checkpoint_convert.models import save_small
+from tests.checkpoint_convert.models import save_chat_models
 from tests.distributed import run_ranks
 from tests.megatron_dpop.training.adapters import save_start
 from tests.megatron_dpop.training.reference_run import reference_run
-from tests.tiny import write_config, write_pairs, write_tokenizer
+from tests.tiny import write_config, write_pairs
 from tests.training import train_all, train_here
 
 RELATIVE = 1e-4
@@ -36,8 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _tree(world: Path, family: str, run: str, *, share: bool = True, **sections: Any) -> dict:
     if not (world / family).exists():
-        save_small(family, world / family)
-        write_tokenizer(world / family)
+        save_chat_models([family], world)
     train = {"steps": 2, **sections.pop("train", {})}
     name = f"{run}_{family}_{share}"
     data = {"share_prefix": share}

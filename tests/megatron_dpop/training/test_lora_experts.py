@@ -14,11 +14,11 @@ from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.plan.choice import LayoutChoice
 from megatron_dpop.plan.flops import adapter_parameters
 from megatron_dpop.plan.parameters import stage_parameters
-from tests.checkpoint_convert.models import save_small
+from tests.checkpoint_convert.models import save_chat_models
 from tests.distributed import run_ranks
 from tests.megatron_dpop.training.adapters import save_start, shares_here
 from tests.megatron_dpop.training.reference_run import reference_run
-from tests.tiny import write_config, write_pairs, write_tokenizer
+from tests.tiny import write_config, write_pairs
 from tests.training import run_here, train_all
 
 RELATIVE = 1e-5
@@ -40,10 +40,7 @@ LAYOUTS = {
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lora_experts")
     write_pairs(folder / "pairs.jsonl", 11)
-    for family in {*FAMILIES, *OF_PEFT}:
-        save_small(family, folder / family)
-        write_tokenizer(folder / family)
-    return folder
+    return save_chat_models({*FAMILIES, *OF_PEFT}, folder)
 
 
 def _tree(world: Path, family: str, run: str, *, lora: dict | None = None, **sections: dict) -> dict:

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 from dpop_base.architectures import read_architecture
 from megatron_dpop.plan.choice import LayoutChoice
 from megatron_dpop.plan.parameters import stage_parameters
-from tests.checkpoint_convert.models import save_small
+from tests.checkpoint_convert.models import save_chat_models
 from tests.distributed import run_ranks
 from tests.megatron_dpop.training.adapters import shares_here
 from tests.megatron_dpop.training.gathered import Part, parts_here
 from tests.megatron_dpop.training.reference_run import completion_logps, example_loss, read_pairs
-from tests.tiny import write_config, write_pairs, write_tokenizer
+from tests.tiny import write_config, write_pairs
 from tests.training import run_here, train_all
 
 RELATIVE = 1e-5
@@ -43,10 +43,7 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("router_losses")
     write_pairs(folder / "pairs.jsonl", PAIRS)
-    for family in FAMILIES:
-        save_small(family, folder / family)
-        write_tokenizer(folder / family)
-    return folder
+    return save_chat_models(FAMILIES, folder)
 
 
 def _tree(world: Path, family: str, run: str, **sections: dict) -> dict:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.checkpoint_convert.models import save_small
+from tests.checkpoint_convert.models import save_chat_models
 from tests.distributed import run_ranks
 from tests.megatron_dpop.training.reference_run import read_pairs
-from tests.tiny import write_config, write_pairs, write_tokenizer
+from tests.tiny import write_config, write_pairs
 from tests.training import run_here
 
 FAMILIES = {"qwen3-moe-dense-between": (1, 3), "mixtral": (0, 1, 2, 3)}  # and their layers with experts
@@ -28,10 +28,7 @@ LAYOUTS = {
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("routes")
     write_pairs(folder / "pairs.jsonl", PAIRS)
-    for family in FAMILIES:
-        save_small(family, folder / family)
-        write_tokenizer(folder / family)
-    return folder
+    return save_chat_models(FAMILIES, folder)
 
 
 def _tree(world: Path, family: str, run: str, **sections: dict) -> dict:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.checkpoint_convert.models import save_small
+from tests.checkpoint_convert.models import save_chat_models
 from tests.distributed import leave_model_parallel, run_ranks
-from tests.tiny import write_config, write_model, write_pairs, write_tokenizer
+from tests.tiny import write_config, write_model, write_pairs
 
 LAYERS = 4
 PAIRS = 12
@@ -105,9 +105,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("counts")
     write_model(folder / "model", dtype="bfloat16", num_hidden_layers=LAYERS)
     write_pairs(folder / "pairs.jsonl", PAIRS)
-    save_small("qwen3-moe", folder / "experts", torch.bfloat16)
-    write_tokenizer(folder / "experts")
-    return folder
+    return save_chat_models(["qwen3-moe"], folder, torch.bfloat16)
 
 
 def _tree(world: Path, run: str, *, model: str = "model", **sections: object) -> dict:
@@ -169,7 +167,7 @@ def test_collectives_of_tensor_parallelism(tensor: Counts) -> None:
 @pytest.mark.slow
 def test_collectives_and_waits_of_experts_over_two_ranks(world: Path) -> None:
     """Two replicas that share each layer's experts. Every layer of the model is a mixture."""
-    counts = run_ranks(count_steps, 2, [_tree(world, "expert", model="experts", parallel={"expert": 2})])[0][0]
+    counts = run_ranks(count_steps, 2, [_tree(world, "expert", model="qwen3-moe", parallel={"expert": 2})])[0][0]
     assert counts.collectives == COLLECTIVES_OF_EXPERTS
     assert counts.waits == WAITS_OF_EXPERTS
 
