@@ -1,4 +1,4 @@
-"""From a YAML file and `--key.sub value` overrides to a `Config`, or one line that says what to fix."""
+"""Reads a YAML file and `--key.sub value` overrides into a `Config`, or says in one line what to fix."""
 
 import typing
 from collections.abc import Collection, Mapping, Sequence

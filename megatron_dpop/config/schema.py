@@ -7,20 +7,22 @@ from collections.abc import Callable
 from dataclasses import field
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from checkpoint_convert.rules.adapters import LINEARS, linears_of_module
 from dpop_base.choices import BadRows, TooLong
-from megatron_dpop.config.losses import DpopConfig, LossConfig
-
-_SECTION = ConfigDict(extra="forbid")
-
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeReal = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
+from megatron_dpop.config.losses import SECTION, DpopConfig, LossConfig
+from megatron_dpop.config.numbers import (
+    BelowOne,
+    Natural,
+    NonNegativeReal,
+    Positive,
+    PositiveReal,
+    PositiveShare,
+    Share,
+    Whole,
+)
 
 
 def _as_sources(value: Any) -> Any:
@@ -33,17 +35,17 @@ def _as_sources(value: Any) -> Any:
     return [{"path": item} if isinstance(item, str) else item for item in items]
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class ModelConfig:
     path: str  # Hugging Face folder, Megatron checkpoint folder, or a model's name on the hub
     tokenizer: str | None = None  # null: the model's own
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class ParallelConfig:
     tensor: Positive = 1  # ranks that share every weight matrix
     pipeline: Positive = 1  # stages of layers
-    virtual_pipeline: Annotated[int, Field(ge=2)] | None = None  # model chunks of each pipeline stage, interleaved
+    virtual_pipeline: Annotated[Whole, Field(ge=2)] | None = None  # model chunks of each pipeline stage, interleaved
     first_stage_layers: Positive | None = None  # of the stage that holds the embedding; null: as many as the others
     last_stage_layers: Positive | None = None  # of the stage that holds the output layer
     context: Positive = 1  # ranks that share a row's tokens
@@ -65,7 +67,7 @@ class ParallelConfig:
         return self.pipeline * math.lcm(self.tensor * self.context, self.expert * self.expert_tensor)
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class PrecisionConfig:
     """How numbers are kept. `fp8` is for layers' products; output layer and log-probabilities stay bf16 and fp32."""
 
@@ -87,17 +89,17 @@ def _linear(name: str) -> str:
     raise ValueError(f"no linear layer has that name; {fix}")
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class LoraConfig:
     """Low-rank adapters on frozen weights: W x + alpha / rank * B A x."""
 
     rank: Positive = 16  # rows of A and columns of B
     alpha: PositiveReal = 32.0  # B A is multiplied by alpha / rank
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the adapters' inputs
+    dropout: BelowOne = 0.0  # of the adapters' inputs
     targets: Annotated[tuple[Annotated[str, AfterValidator(_linear)], ...], Field(min_length=1)] = LINEARS
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class ExpertsConfig:
     """How the routers of a model with experts are trained."""
 
@@ -106,7 +108,7 @@ class ExpertsConfig:
     z_loss: NonNegativeReal = 0.0  # weight of each layer's loss for small router logits, a mean over pairs
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class SourceConfig:
     path: str  # a file, a pattern (shards/*.parquet), a folder, or a dataset's name on the hub
     weight: PositiveReal = 1.0  # how often each example occurs in one pass over the data
@@ -148,7 +150,7 @@ Day = Annotated[str | None, BeforeValidator(_as_day)]
 TemplateArguments = Annotated[dict[str, Any], BeforeValidator(_as_arguments)]
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class DataConfig:
     train: Annotated[Sources, Field(min_length=1)]  # blended by their weights
     validation: Sources = ()  # empty: none is done
@@ -163,10 +165,10 @@ class DataConfig:
     unscored: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = ()  # tokens of answers that no loss sees
     too_long: TooLong = "stop"  # of examples over max_tokens
     bad_rows: BadRows = "stop"  # what is done about a row that cannot be used
-    bad_rows_limit: Annotated[float, Field(ge=0, le=1)] = 0.01  # share of a source's rows; more stop the run anyway
+    bad_rows_limit: Share = 0.01  # share of a source's rows; more stop the run anyway
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class ReferenceConfig:
     model: str | None = None  # null: the starting weights
     cache: str | None = None  # null: beside the run
@@ -188,25 +190,25 @@ def _one_length(*keys: str) -> Callable[[Any], Any]:
     return check
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class OptimizerConfig:
     name: Literal["adamw"] = "adamw"
     lr: PositiveReal = 1.0e-6  # the schedule's peak; the default is TRL's for DPO
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     eps: PositiveReal = 1.0e-8
     weight_decay: NonNegativeReal = 0.0
     clip_norm: NonNegativeReal = 1.0  # 0: no clipping
     min_lr: NonNegativeReal = 0.0  # the schedule's end
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # of the learning rate after the warm-up
     warmup_steps: Natural | None = None  # from zero to lr; less than train.steps; null: as warmup_share says
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] | None = None  # of train.steps; null, as warmup_steps too: 0.1
-    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.1  # of train.steps, at the end, linearly; of schedule wsd
+    warmup_share: BelowOne | None = None  # of train.steps; null, as warmup_steps too: 0.1
+    decay_share: PositiveShare = 0.1  # of train.steps, at the end, linearly; of schedule wsd
     state: Literal["fp32", "bf16"] = "fp32"  # precision of AdamW's moments; bf16 needs a GPU
     offload: bool = False  # keeps optimizer state and master weights in host memory; needs a GPU
     distributed: bool = True  # shards optimizer state over data-parallel ranks
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class TrainConfig:
     steps: Positive = 1000  # optimizer steps
     epochs: PositiveReal | None = None  # passes over the data, in place of steps; the last step is a whole one
@@ -223,7 +225,7 @@ OptimizerSection = Annotated[OptimizerConfig, BeforeValidator(_one_length("warmu
 TrainSection = Annotated[TrainConfig, BeforeValidator(_one_length("steps", "epochs"))]
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class KernelsConfig:
     """What runs on GPUs; a run on the CPU takes none of these. `tools/gpu_check.py` compares them on a device."""
 
@@ -231,7 +233,7 @@ class KernelsConfig:
     attention: Literal["flash", "cudnn"] = "flash"  # FlashAttention 2 of torch, or cuDNN through Transformer Engine
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class BestConfig:
     """The checkpoint with the best validation is kept besides the newest, and exported in place of the last."""
 
@@ -240,7 +242,7 @@ class BestConfig:
     patience: Positive | None = None  # validations in a row without a better one that end the run; null: none do
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class CheckpointConfig:
     every: Positive = 100  # steps
     keep: Positive = 3  # newest checkpoints that stay
@@ -254,7 +256,7 @@ def _as_wandb(value: Any) -> Any:
     return {"project": value} if isinstance(value, str) else value
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class WandbConfig:
     """Where Weights & Biases shows the run; its own variables (WANDB_MODE, WANDB_API_KEY, ...) hold too."""
 
@@ -285,7 +287,7 @@ def _as_rules(value: Any) -> Any:
 StopRules = Annotated[tuple[RuleName, ...], BeforeValidator(_as_rules)]
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class LoggingConfig:
     every: Positive = 1
     tensorboard: bool = True
@@ -295,12 +297,12 @@ class LoggingConfig:
     stop_on: StopRules = ()  # rules of the health monitor that stop the run, or "any"; it always says what it sees
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class RunConfig:
     dir: str = "runs/default"  # everything that a run writes
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class Config:
     """A whole run."""
 

@@ -51,3 +51,10 @@ def test_rules_that_stop_a_run() -> None:
     assert _logging(stop_on="any").stop_on == _logging(stop_on=["any"]).stop_on == get_args(RuleName)
     with pytest.raises(UserError, match=r"logging\.stop_on.*'drift' is not valid: .*'reference_drift'"):
         _logging(stop_on=["drift"])
+
+
+@pytest.mark.parametrize("key", ["optimizer.lr", "optimizer.warmup_steps", "train.steps", "checkpoint.every"])
+def test_true_is_no_number(key: str) -> None:
+    section, name = key.split(".")
+    with pytest.raises(UserError, match=rf"{key}: True is not valid: a number is needed"):
+        config_from_dict({**TREE, section: {name: True}}, origin="test")
