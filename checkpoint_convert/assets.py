@@ -6,7 +6,7 @@ from typing import Any
 
 from checkpoint_convert.conversion.journal import JOURNAL
 from checkpoint_convert.manifest import MANIFEST
-from checkpoint_convert.tensors.dtypes import TO_CONFIG
+from dpop_base.dtypes import TORCH_NAMES
 from dpop_base.errors import UserError
 from dpop_base.files import write_bytes, write_json, write_text
 
@@ -86,7 +86,7 @@ def announcing(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     """
     config = dict(config)
     for name in ("dtype", "torch_dtype") if "dtype" in config else ("torch_dtype",):
-        config[name] = TO_CONFIG[dtype]
+        config[name] = TORCH_NAMES[dtype]
     if config.get("model_type") == "qwen":  # Qwen1's own code decides by these flags
         flags = {"bf16": dtype == "bf16", "fp16": dtype == "fp16", "fp32": dtype == "fp32"}
         config.update({key: value for key, value in flags.items() if key in config and config[key] != value})

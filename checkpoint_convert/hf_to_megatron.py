@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to a Megatron `torch_dist` checkpoint, without building the model."""
+"""Converts a Hugging Face folder to a Megatron `torch_dist` checkpoint, without building the model."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -138,7 +138,7 @@ def _dtype_per_key(
 
 
 def _write_piece(a: Architecture, stream: BinaryIO, piece: Piece, parts: Iterable[memoryview]) -> int:
-    """On disk a piece has one more axis, of size 1, for each that stacks its key."""
+    """Writes one piece. On disk it has one more axis, of size 1, for each that stacks its key."""
     place = stacked_key(piece.tensor, layers_are_alike=a.layers_are_alike)[1]
     return write_tensor_archive(stream, (*[1] * len(place), *piece.shape), piece.dtype, parts)
 

@@ -1,4 +1,4 @@
-"""From a Megatron `torch_dist` checkpoint to a Hugging Face folder that `transformers` and vLLM load."""
+"""Converts a Megatron `torch_dist` checkpoint to a Hugging Face folder that `transformers` and vLLM load."""
 
 import sys
 from collections.abc import Iterable

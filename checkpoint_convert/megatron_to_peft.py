@@ -1,4 +1,4 @@
-"""From a checkpoint of LoRA training to a folder that PEFT loads: the adapter alone."""
+"""Converts a checkpoint of LoRA training to a folder that PEFT loads: the adapter alone."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +10,13 @@ from checkpoint_convert.conversion.run import default_workers
 from checkpoint_convert.locate import assets_folder, checkpoint_kind, iteration_folder
 from checkpoint_convert.lora import adapter_config_file, holds_adapters, open_adapters, read_lora, write_adapter_config
 from checkpoint_convert.megatron_to_hf import write_header, write_piece
+from checkpoint_convert.peft_folder import ADAPTER_WEIGHTS
 from checkpoint_convert.rules.adapters import peft_obstacle, to_peft
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.tensors.source import FileState
 from checkpoint_convert.tensors.torch_dist import TorchDistSource
 from dpop_base.architectures.read import read_architecture
 from dpop_base.errors import UserError
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 def megatron_to_peft(
@@ -56,7 +55,7 @@ def megatron_to_peft(
             source=adapters,
             states=[FileState.of(path) for path in (adapter_config_file(folder), *adapters.files())],
             target=target,
-            files=[OutputFile(WEIGHTS, tuple(piece for tensor in pieces for piece in tensor))],
+            files=[OutputFile(ADAPTER_WEIGHTS[0], tuple(piece for tensor in pieces for piece in tensor))],
             begin=write_header,
             write_piece=write_piece,
             finish=lambda journal: write_adapter_config(target, described, a),

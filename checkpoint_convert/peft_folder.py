@@ -12,7 +12,7 @@ from checkpoint_convert.rules.adapters import PEFT
 from checkpoint_convert.tensors.source import TensorSource
 from dpop_base.errors import UserError
 
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # What an adapter saves under `<module>.`; PEFT of before 0.5 wrote the adapter's name too.
 _PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?")
 # Keys of rank_pattern and alpha_pattern are regular expressions: without repetition none takes long.
@@ -35,7 +35,7 @@ _PLAIN_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def is_peft_folder(folder: Path) -> bool:
-    return (folder / ADAPTER_CONFIG).is_file() and any((folder / name).is_file() for name in WEIGHTS)
+    return (folder / ADAPTER_CONFIG).is_file() and any((folder / name).is_file() for name in ADAPTER_WEIGHTS)
 
 
 def base_of(folder: Path, base: Path | None) -> Path:

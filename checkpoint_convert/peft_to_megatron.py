@@ -1,4 +1,4 @@
-"""From a PEFT folder with a LoRA adapter, and its base, to a Megatron checkpoint of the merged model."""
+"""Merges a PEFT folder with a LoRA adapter into its base, as a Megatron checkpoint."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from checkpoint_convert.conversion.run import default_workers
 from checkpoint_convert.hf_to_megatron import write_megatron
 from checkpoint_convert.locate import assets_folder
 from checkpoint_convert.lora import ADAPTER_CONFIG
-from checkpoint_convert.peft_folder import WEIGHTS, base_of, is_peft_folder, match_adapter
+from checkpoint_convert.peft_folder import ADAPTER_WEIGHTS, base_of, is_peft_folder, match_adapter
 from checkpoint_convert.tensors.huggingface import HuggingFaceSource
 from checkpoint_convert.tensors.peft_merged import PeftMerged
 from checkpoint_convert.verify import open_checkpoint
@@ -35,7 +35,7 @@ def peft_to_megatron(
     base = base_of(source, base)
     assets = assets_folder(base)
     a = read_architecture(assets)
-    weights, adapter = open_checkpoint(base), HuggingFaceSource(source, names=WEIGHTS)
+    weights, adapter = open_checkpoint(base), HuggingFaceSource(source, names=ADAPTER_WEIGHTS)
 
     def copy(folder: Path, stored: str) -> None:
         copy_assets(assets, folder, stored)

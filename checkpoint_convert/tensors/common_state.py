@@ -14,7 +14,7 @@ from checkpoint_convert.tensors.torch_dist import TorchDistSource
 from dpop_base.errors import UserError
 
 LEGACY_FILE = "common.pt"
-OBJECT = "common_state/shard_0_1"
+COMMON_STATE = "common_state/shard_0_1"
 
 
 class Inert:
@@ -76,7 +76,7 @@ def read_common_state(source: TorchDistSource) -> dict[str, Any]:
 def _load(source: TorchDistSource) -> Any:
     path, offset, length = source.folder / LEGACY_FILE, 0, None
     if not path.is_file():
-        place = source.find_object(OBJECT)
+        place = source.find_object(COMMON_STATE)
         if place is None:
             return {}
         path, offset, length = source.folder / place[0], place[1], place[2]

@@ -17,5 +17,3 @@ OTHER_ITEM_BYTES = {
 OTHER_ITEM_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 SAFETENSORS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 FROM_SAFETENSORS = {value: key for key, value in SAFETENSORS.items()}
-# Spelling of `config.json`.
-TO_CONFIG = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

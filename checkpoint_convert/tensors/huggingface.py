@@ -172,7 +172,7 @@ def _weight_files(folder: Path, names: tuple[str, ...]) -> list[str]:
     for pattern in ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"):
         if list(folder.glob(pattern)):
             raise UserError(f"{folder}: has weight shards but no index.json that lists them; download it")
-    raise UserError(f"{folder}: has no weights ({' or '.join(WEIGHTS)}, or shards with an index); download them")
+    raise UserError(f"{folder}: has no weights ({' or '.join(names)}, or shards with an index); download them")
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -46,9 +46,9 @@ class Merged:
             return
         inputs = self._inputs(lora_a)
         dtype = self.tensors[name].dtype
-        for start, count, part in self._stretches(name, rows, out):
-            outputs = _read(self._adapters, lora_b, first + start, count)
-            weight = _read(self._base, name, first + start, count)
+        for start, count, part in stretches(self.tensors[name], rows, out):
+            outputs = read_fp32(self._adapters, lora_b, first + start, count)
+            weight = read_fp32(self._base, name, first + start, count)
             write_elements(weight.addmm_(outputs, inputs, alpha=self._scale), part, dtype, name)
 
     def files(self) -> list[Path]:
@@ -60,20 +60,21 @@ class Merged:
 
     def _read_inputs(self, name: str) -> Tensor:
         """A, fp32 [rank, inputs]."""
-        return _read(self._adapters, name, 0, self._adapters.tensors[name].shape[0])
-
-    def _stretches(self, name: str, rows: int, out: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-        """(first row, rows, their bytes in `out`), of at most `STRETCH_BYTES` in fp32."""
-        info = self.tensors[name]
-        step = max(1, STRETCH_BYTES // (info.shape[1] * ITEM_BYTES["fp32"]))
-        for start in range(0, rows, step):
-            count = min(step, rows - start)
-            yield start, count, out[start * info.row_bytes : (start + count) * info.row_bytes]
+        return read_fp32(self._adapters, name, 0, self._adapters.tensors[name].shape[0])
 
 
-def _read(source: TensorSource, name: str, first: int, rows: int) -> Tensor:
-    """fp32 [rows, columns]."""
+def stretches(info: TensorInfo, rows: int, out: memoryview) -> Iterator[tuple[int, int, memoryview]]:
+    """(first row, rows, their bytes in `out`), of at most `STRETCH_BYTES` in fp32."""
+    columns = info.row_bytes // ITEM_BYTES[info.dtype]
+    step = max(1, STRETCH_BYTES // (columns * ITEM_BYTES["fp32"]))
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        yield start, count, out[start * info.row_bytes : (start + count) * info.row_bytes]
+
+
+def read_fp32(source: TensorSource, name: str, first: int, rows: int) -> Tensor:
+    """Returns rows of a tensor, fp32 [rows, ...]."""
     info = source.tensors[name]
     data = bytearray(rows * info.row_bytes)
     source.read_rows(name, first, rows, memoryview(data))
-    return torch.frombuffer(data, dtype=TORCH[info.dtype]).view(rows, info.shape[1]).float()
+    return torch.frombuffer(data, dtype=TORCH[info.dtype]).view(rows, *info.shape[1:]).float()

@@ -3,16 +3,12 @@
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from checkpoint_convert.peft_folder import Adapted
-from checkpoint_convert.tensors.dtypes import ITEM_BYTES
+from checkpoint_convert.tensors.merged import MATRICES_KEPT, read_fp32, stretches
 from checkpoint_convert.tensors.source import TensorInfo, TensorSource
-from checkpoint_convert.tensors.torch_dtypes import TORCH, write_elements
-
-STRETCH_BYTES = 4 << 20  # of fp32 rows: what merging holds beyond the rows themselves
-MATRICES_KEPT = 8
+from checkpoint_convert.tensors.torch_dtypes import write_elements
 
 
 class PeftMerged:
@@ -44,11 +40,7 @@ class PeftMerged:
         if name not in self._adapted and name not in self._replaced:
             self._base.read_rows(name, first, rows, out)
             return
-        columns = info.row_bytes // ITEM_BYTES[info.dtype]
-        step = max(1, STRETCH_BYTES // (columns * ITEM_BYTES["fp32"]))
-        for start in range(0, rows, step):
-            count = min(step, rows - start)
-            part = out[start * info.row_bytes : (start + count) * info.row_bytes]
+        for start, count, part in stretches(info, rows, out):
             write_elements(self._rows(name, first + start, count), part, info.dtype, name)
 
     def files(self) -> list[Path]:
@@ -60,24 +52,16 @@ class PeftMerged:
 
     def _rows(self, name: str, first: int, rows: int) -> Tensor:
         if name in self._replaced:
-            return _read(self._adapter, self._replaced[name], first, rows)
+            return read_fp32(self._adapter, self._replaced[name], first, rows)
         adapted = self._adapted[name]
-        outputs = _read(self._adapter, adapted.lora_b, first, rows)
-        weight = _read(self._base, name, first, rows)
+        outputs = read_fp32(self._adapter, adapted.lora_b, first, rows)
+        weight = read_fp32(self._base, name, first, rows)
         weight.addmm_(outputs, self._inputs(adapted.lora_a), alpha=adapted.scale)
         if adapted.magnitude is not None:
-            magnitude = _read(self._adapter, adapted.magnitude, first, rows)
+            magnitude = read_fp32(self._adapter, adapted.magnitude, first, rows)
             weight *= (magnitude.view(-1) / weight.norm(dim=1))[:, None]
         return weight
 
     def _read_inputs(self, name: str) -> Tensor:
         """A, fp32 [rank, inputs]."""
-        return _read(self._adapter, name, 0, self._adapter.tensors[name].shape[0])
-
-
-def _read(source: TensorSource, name: str, first: int, rows: int) -> Tensor:
-    """fp32 [rows, ...]."""
-    info = source.tensors[name]
-    data = bytearray(rows * info.row_bytes)
-    source.read_rows(name, first, rows, memoryview(data))
-    return torch.frombuffer(data, dtype=TORCH[info.dtype]).view(rows, *info.shape[1:]).float()
+        return read_fp32(self._adapter, name, 0, self._adapter.tensors[name].shape[0])

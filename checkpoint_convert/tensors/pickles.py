@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from checkpoint_convert.tensors.pickle_check import check_pickle
+from dpop_base.dtypes import OUR_NAMES
 
-DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 STORAGES = {"FloatStorage": "fp32", "HalfStorage": "fp16", "BFloat16Storage": "bf16"}
 OTHER_STORAGES = ("Long", "Int", "Short", "Char", "Byte", "Bool", "Double")
 _MOST_DIMENSIONS = 64
@@ -273,8 +273,8 @@ class _DcpMetadata(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _NAMES:
             return _NAMES[module, name]
-        if module == "torch" and (name in DTYPES or name in _OTHER_DTYPES):
-            return DTYPES.get(name, name)
+        if module == "torch" and (name in OUR_NAMES or name in _OTHER_DTYPES):
+            return OUR_NAMES.get(name, name)
         if module.startswith("megatron.core.dist_checkpointing.") and name in ("MCoreMetadata", "MCoreSavePlan"):
             return Anything  # Megatron 0.15 left these empty markers
         raise pickle.UnpicklingError(f"it names {_shown(module, name)}, which a checkpoint's metadata has no use for")

@@ -11,9 +11,9 @@ from typing import Any
 
 from checkpoint_convert.tensors.archive import tensor_call, write_object_archive
 from checkpoint_convert.tensors.pickle_write import Call, Name, dumps
-from checkpoint_convert.tensors.pickles import DTYPES
 from checkpoint_convert.tensors.stacked import LAYERS, stacked_axes, stacked_key
 from dpop_base.architectures.architecture import Architecture, LinearScaling, RopeScaling, YarnScaling
+from dpop_base.dtypes import TORCH_NAMES
 from dpop_base.files import replacing
 
 EXTRA_STATE_FILE = "__1_0.distcp"
@@ -24,9 +24,6 @@ _SPARSE = ("pre_mlp_layernorm", "mlp.shared_experts.linear_fc1", "mlp.shared_exp
 _EXPERT = ("mlp.experts.experts.{expert}.linear_fc1", "mlp.experts.experts.{expert}.linear_fc2")
 _POST_NORMS = ("self_attention.linear_proj.post_layernorm", "mlp.linear_fc2.post_layernorm")
 _PER_LAYER_NORMS = ("self_attention.q_layernorm", "self_attention.k_layernorm")
-
-
-TORCH_NAMES = {ours: theirs for theirs, ours in DTYPES.items()}
 
 
 @dataclass(frozen=True)

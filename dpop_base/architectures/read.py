@@ -1,4 +1,4 @@
-"""From `config.json` to an `Architecture`: every field is used, known to be harmless, or refused."""
+"""Reads `config.json` into an `Architecture`: every field is used, known to be harmless, or refused."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,10 @@ from dpop_base.architectures.architecture import Architecture
 from dpop_base.architectures.families import FAMILIES, NOT_BUILT
 from dpop_base.architectures.family import Family
 from dpop_base.architectures.fields import Fields
+from dpop_base.dtypes import OUR_NAMES
 from dpop_base.errors import UserError, first_line
 
 MOST_ELEMENTS = 10**14  # parameters
-DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # config.json's names and ours
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -85,9 +85,9 @@ def dtype_of(fields: Fields) -> str:
         name = "bfloat16" if fields.get("bf16") else "float16" if fields.get("fp16") else None
     if name is None:
         return "fp32"
-    if not isinstance(name, str) or name not in DTYPES:
-        raise fields.error(f"dtype is {name!r}", f"only {', '.join(DTYPES)} are supported")
-    return DTYPES[name]
+    if not isinstance(name, str) or name not in OUR_NAMES:
+        raise fields.error(f"dtype is {name!r}", f"only {', '.join(OUR_NAMES)} are supported")
+    return OUR_NAMES[name]
 
 
 def _family(fields: Fields) -> Family:

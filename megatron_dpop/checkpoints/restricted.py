@@ -37,19 +37,18 @@ from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 from torch.futures import Future
 
 from checkpoint_convert.tensors.archive import TorchArchive
-from checkpoint_convert.tensors.pickles import DTYPES, StoredTensor, TensorEntry
+from checkpoint_convert.tensors.common_state import COMMON_STATE
+from checkpoint_convert.tensors.pickles import StoredTensor, TensorEntry
 from checkpoint_convert.tensors.source import read_exactly
 from checkpoint_convert.tensors.torch_dist import read_metadata
+from checkpoint_convert.tensors.torch_dtypes import TORCH
+from dpop_base.dtypes import TORCH_NAMES
 from dpop_base.errors import UserError, first_line, printable
 from dpop_base.files import is_file_name
 
-COMMON = "common_state/shard_0_1"  # where Megatron keeps what is no tensor
 _READERS = 2  # threads of a rank: one reads and checks a tensor while the other copies one to where it belongs
-_TORCH_NAMES = {ours: theirs for theirs, ours in DTYPES.items()}
 _STORAGE_DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
+    **TORCH,
     "LongStorage": torch.int64,
     "IntStorage": torch.int32,
     "ShortStorage": torch.int16,
@@ -159,9 +158,9 @@ class _Reader(FileSystemReader):
             with open(path, "rb") as stream:
                 state = _plain(stream.fileno(), path, 0, None)
         else:
-            place = self._metadata.storage_data.get(MetadataIndex(COMMON))
+            place = self._metadata.storage_data.get(MetadataIndex(COMMON_STATE))
             if place is None:
-                raise UserError(f"{self._folder}: has no {COMMON}, so no run can go on from it; copy it again")
+                raise UserError(f"{self._folder}: has no {COMMON_STATE}, so no run can go on from it; copy it again")
             path = self._folder / place.relative_path
             with open(path, "rb") as stream:
                 state = _plain(stream.fileno(), path, place.offset, place.length)
@@ -239,7 +238,7 @@ def _as_torch(folder: Path) -> Metadata:
         if not isinstance(entry, TensorEntry):
             entries[name] = BytesStorageMetadata()
             continue
-        dtype = getattr(torch, _TORCH_NAMES.get(entry.properties.dtype, entry.properties.dtype), None)
+        dtype = getattr(torch, TORCH_NAMES.get(entry.properties.dtype, entry.properties.dtype), None)
         if not isinstance(dtype, torch.dtype):
             raise UserError(f"{folder}: {printable(name)} has a dtype that is none; copy the checkpoint again")
         chunks = [ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)) for c in entry.chunks]

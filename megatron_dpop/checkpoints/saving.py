@@ -1,8 +1,7 @@
 """Checkpoints written while training goes on; complete only once the tracker names them."""
 
-import ctypes
+import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -29,8 +28,7 @@ from megatron_dpop.checkpoints.digests import digests_here, named_digests
 from megatron_dpop.checkpoints.hashed_writing import write_hashed
 from megatron_dpop.checkpoints.intact import content_files, write_checksums
 from megatron_dpop.engine.engine import Engine
-
-PR_SET_PDEATHSIG = 1
+from megatron_dpop.runtime.parent import die_with_parent
 
 
 class Saver:
@@ -86,7 +84,7 @@ class Saver:
                 request.execute_sync()
             return
         if request.async_fn is not None:
-            request = request._replace(async_fn=partial(_in_a_fork, request.async_fn))
+            request = request._replace(async_fn=partial(_in_a_fork, os.getpid(), request.async_fn))
         self._writing.schedule_async_request(request)
 
     def poll(self) -> None:
@@ -141,8 +139,9 @@ def _make_way(target: Path) -> None:
         shutil.rmtree(target)
 
 
-def _in_a_fork(write: Callable[..., None], *arguments: Any) -> None:
-    _die_with_parent()
+def _in_a_fork(rank: int, write: Callable[..., None], *arguments: Any) -> None:
+    """A writer that outlives its rank, process `rank`, could write into a checkpoint of the run that goes on."""
+    die_with_parent(rank)
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     write(*arguments)
 
@@ -152,10 +151,5 @@ def _collect_results_in_a_fork() -> None:
     behind where this rank is killed."""
     if filesystem_async._results_queue is None:
         manager = SyncManager(ctx=get_context("fork"))
-        manager.start(_die_with_parent)
+        manager.start(die_with_parent, (os.getpid(),))
         filesystem_async._results_queue = manager.Queue()
-
-
-def _die_with_parent() -> None:
-    """A writer that outlives its rank could write into the checkpoints of the run that takes up from there."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
