@@ -41,7 +41,7 @@ SFT_STEPS, STEPS, VALIDATE_EVERY = 200, 80, 10
 
 
 @dataclass(frozen=True)
-class Run:
+class GalleryRun:
     """One run of the gallery: what it is to show, and what of its config makes it so."""
 
     name: str
@@ -69,10 +69,10 @@ class Run:
 
 
 RUNS = (
-    Run("healthy", "dpop"),
-    Run("chosen_below_reference", "dpo"),
-    Run("accuracy_at_half", "dpop", pairs="shuffled", panels=(ACCURACY, MARGIN, CHOSEN_MINUS_REFERENCE)),
-    Run(
+    GalleryRun("healthy", "dpop"),
+    GalleryRun("chosen_below_reference", "dpo"),
+    GalleryRun("accuracy_at_half", "dpop", pairs="shuffled", panels=(ACCURACY, MARGIN, CHOSEN_MINUS_REFERENCE)),
+    GalleryRun(
         "validation_parting",
         "dpo",
         {"optimizer": {"lr": 1.0e-3}},
@@ -113,7 +113,7 @@ def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def teach(root: Path) -> None:
     """Trains the model to work sums out; nothing where that is done."""
     config = {
-        **Run("taught", "sft").config(root),
+        **GalleryRun("taught", "sft").config(root),
         "model": {"path": str(root / "model")},
         "data": {"train": str(root / "taught.jsonl"), **FORM},
         "loss": {"name": "sft"},
@@ -124,18 +124,18 @@ def teach(root: Path) -> None:
     train(config)
 
 
-def metrics_of(root: Path, run: Run) -> dict[int, dict[str, float]]:
+def metrics_of(root: Path, run: GalleryRun) -> dict[int, dict[str, float]]:
     lines = map(json.loads, (root / run.name / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return {line.pop("step"): line for line in lines}
 
 
-def found_in(run: Run, metrics: Mapping[int, Mapping[str, float]]) -> list[Finding]:
+def found_in(run: GalleryRun, metrics: Mapping[int, Mapping[str, float]]) -> list[Finding]:
     """Returns what the health rules see in a run's metrics, as they do while it runs; not what its machine does."""
     found = findings(flatten(run.config(Path())), metrics.items())
     return sorted((one for one in found if one.rule != MACHINE_S), key=lambda one: one.rule != run.name)
 
 
-def draw(run: Run, metrics: Metrics, healthy: Metrics, found: Sequence[Finding]) -> plt.Figure:
+def draw(run: GalleryRun, metrics: Metrics, healthy: Metrics, found: Sequence[Finding]) -> plt.Figure:
     """Draws a panel for each of the run's metrics: training as a line, validation as rings, the healthy run in grey.
 
     A shade lies where the first rule held.

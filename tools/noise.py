@@ -27,7 +27,7 @@ ROW_TOKENS = 2048
 
 
 @dataclass(frozen=True)
-class Setting:
+class Case:
     name: str
     ranks: int = 1
     parallel: dict[str, Any] = field(default_factory=dict)
@@ -38,28 +38,28 @@ class Setting:
     reference: str = "one rank"  # the setting that it is compared with
 
 
-BASE = Setting("one rank")
+BASE = Case("one rank")
 SETTINGS = (
     BASE,
-    Setting("the same again"),
-    Setting(f"rows of {2 * ROW_TOKENS} tokens", data={"row_tokens": 2 * ROW_TOKENS}),
-    Setting("prefixes not shared", data={"share_prefix": False}),
-    Setting("tiles of 64 scored tokens", tile=(64, 512, 64)),
-    Setting("tiles of 2048 vocabulary entries", tile=(512, 2048, 64)),
-    Setting("pipeline 2", 2, {"pipeline": 2}),
-    Setting("tensor 2", 2, {"tensor": 2, "sequence": False, "pad_heads": True}),
-    Setting("tensor 2, sequence parallel", 2, {"tensor": 2, "sequence": True, "pad_heads": True}),
+    Case("the same again"),
+    Case(f"rows of {2 * ROW_TOKENS} tokens", data={"row_tokens": 2 * ROW_TOKENS}),
+    Case("prefixes not shared", data={"share_prefix": False}),
+    Case("tiles of 64 scored tokens", tile=(64, 512, 64)),
+    Case("tiles of 2048 vocabulary entries", tile=(512, 2048, 64)),
+    Case("pipeline 2", 2, {"pipeline": 2}),
+    Case("tensor 2", 2, {"tensor": 2, "sequence": False, "pad_heads": True}),
+    Case("tensor 2, sequence parallel", 2, {"tensor": 2, "sequence": True, "pad_heads": True}),
 )
 
 OTHER_ROWS = {"row_tokens": ROW_TOKENS // 2}
 FP8_SETTINGS = (
     BASE,
-    *(Setting(f"FP8 {recipe}, reference in bf16", fp8=recipe) for recipe in ("tensorwise", "blockwise", "delayed")),
+    *(Case(f"FP8 {recipe}, reference in bf16", fp8=recipe) for recipe in ("tensorwise", "blockwise", "delayed")),
     *(
-        Setting(f"FP8 {recipe}, other rows", data=OTHER_ROWS, fp8=recipe, reference=f"FP8 {recipe}, reference in bf16")
+        Case(f"FP8 {recipe}, other rows", data=OTHER_ROWS, fp8=recipe, reference=f"FP8 {recipe}, reference in bf16")
         for recipe in ("tensorwise", "blockwise")
     ),
-    Setting("FP8 delayed, a pass later", fp8="delayed", passes=2, reference="FP8 delayed, reference in bf16"),
+    Case("FP8 delayed, a pass later", fp8="delayed", passes=2, reference="FP8 delayed, reference in bf16"),
 )
 
 
@@ -168,7 +168,7 @@ def _as_megatron(model: Path, scratch: Path) -> Path:
     return scratch / "model"
 
 
-def _tree(options: argparse.Namespace, model: Path, scratch: Path, precision: str, setting: Setting) -> dict[str, Any]:
+def _tree(options: argparse.Namespace, model: Path, scratch: Path, precision: str, setting: Case) -> dict[str, Any]:
     return {
         "model": {"path": str(model)},
         "precision": {"params": precision},
@@ -180,7 +180,7 @@ def _tree(options: argparse.Namespace, model: Path, scratch: Path, precision: st
     }
 
 
-def _on_ranks(ranks: int, trees: list[dict[str, Any]], settings: list[Setting], result: Path) -> list[Logps]:
+def _on_ranks(ranks: int, trees: list[dict[str, Any]], settings: list[Case], result: Path) -> list[Logps]:
     """Scores under each config in processes of their own; one table a config."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -198,7 +198,7 @@ def _on_ranks(ranks: int, trees: list[dict[str, Any]], settings: list[Setting], 
         return [tables[str(at)] for at in range(len(trees))]
 
 
-def _rank(rank: int, ranks: int, port: int, trees: list[Any], settings: list[Setting], result: Path) -> None:
+def _rank(rank: int, ranks: int, port: int, trees: list[Any], settings: list[Case], result: Path) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
@@ -208,7 +208,7 @@ def _rank(rank: int, ranks: int, port: int, trees: list[Any], settings: list[Set
         np.savez(result, **tables)  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
 
 
-def _score(tree: dict[str, Any], setting: Setting) -> Logps:
+def _score(tree: dict[str, Any], setting: Case) -> Logps:
     """Log-probabilities of the first step's pairs, by the trainer's own reference pass."""
     from megatron_dpop.config.load import config_from_dict
     from megatron_dpop.runtime import processes

@@ -54,7 +54,7 @@ MODELS = {
 
 
 @dataclass(frozen=True)
-class Figure:
+class Published:
     """One line of a published table, all on H100-80GB."""
 
     model: str
@@ -79,35 +79,35 @@ TITAN = "torchtitan"
 AUTOMODEL = "NeMo Automodel"
 
 POINTS = (
-    Figure("Llama 2 7B", "pretraining", NEMO, 16934, 8, 128, 4096),
-    Figure("Llama 2 13B", "pretraining", NEMO, 8715, 16, 128, 4096, pipeline=4, virtual_pipeline=10),
-    Figure("Llama 2 70B", "pretraining", NEMO, 1728, 64, 128, 4096, tensor=4, pipeline=4, virtual_pipeline=20),
-    Figure("Llama 3 8B", "pretraining", NEMO, 12273, 8, 128, 8192, context=2),
-    Figure(
+    Published("Llama 2 7B", "pretraining", NEMO, 16934, 8, 128, 4096),
+    Published("Llama 2 13B", "pretraining", NEMO, 8715, 16, 128, 4096, pipeline=4, virtual_pipeline=10),
+    Published("Llama 2 70B", "pretraining", NEMO, 1728, 64, 128, 4096, tensor=4, pipeline=4, virtual_pipeline=20),
+    Published("Llama 3 8B", "pretraining", NEMO, 12273, 8, 128, 8192, context=2),
+    Published(
         "Llama 3 70B", "pretraining", NEMO, 1524, 64, 128, 8192, tensor=4, pipeline=4, context=2, virtual_pipeline=5
     ),
-    Figure("Llama 2 7B", "SFT", NEMO, 16891, 8, 32, 4096),
-    Figure("Llama 2 13B", "SFT", NEMO, 10176, 8, 32, 4096, pipeline=4, virtual_pipeline=10),
-    Figure("Llama 2 70B", "SFT", NEMO, 1816, 16, 32, 4096, tensor=4, pipeline=4, virtual_pipeline=20),
-    Figure("Llama 2 7B", "LoRA", NEMO, 24824, 8, 32, 4096),
-    Figure("Llama 2 13B", "LoRA", NEMO, 14629, 8, 32, 4096),
-    Figure("Llama 2 70B", "LoRA", NEMO, 2621, 8, 32, 4096, tensor=2, pipeline=4, virtual_pipeline=20),
-    Figure("Llama 3 8B", "pretraining", BRIDGE, 14451, 8, 128, 8192),
-    Figure("Llama 3 70B", "pretraining", BRIDGE, 1602, 64, 128, 8192, tensor=4, pipeline=8, virtual_pipeline=5),
-    Figure("Llama 3 70B", "pretraining", BRIDGE_26, 1621, 64, 256, 8192, tensor=4, pipeline=8, virtual_pipeline=5),
-    Figure("Llama 3 70B", "SFT", BRIDGE_26, 1638, 32, 32, 4096, tensor=4, pipeline=4, virtual_pipeline=5),
-    Figure("Llama 3 70B", "LoRA", BRIDGE_26, 2643, 8, 32, 4096, tensor=2, pipeline=4, virtual_pipeline=20),
-    Figure("Llama 3 8B", "pretraining", TITAN, 8532, 8, 8, 8192),
-    Figure("Llama 3 8B", "pretraining", TITAN, 6667, 8, 8, 8192, fp8=False),
+    Published("Llama 2 7B", "SFT", NEMO, 16891, 8, 32, 4096),
+    Published("Llama 2 13B", "SFT", NEMO, 10176, 8, 32, 4096, pipeline=4, virtual_pipeline=10),
+    Published("Llama 2 70B", "SFT", NEMO, 1816, 16, 32, 4096, tensor=4, pipeline=4, virtual_pipeline=20),
+    Published("Llama 2 7B", "LoRA", NEMO, 24824, 8, 32, 4096),
+    Published("Llama 2 13B", "LoRA", NEMO, 14629, 8, 32, 4096),
+    Published("Llama 2 70B", "LoRA", NEMO, 2621, 8, 32, 4096, tensor=2, pipeline=4, virtual_pipeline=20),
+    Published("Llama 3 8B", "pretraining", BRIDGE, 14451, 8, 128, 8192),
+    Published("Llama 3 70B", "pretraining", BRIDGE, 1602, 64, 128, 8192, tensor=4, pipeline=8, virtual_pipeline=5),
+    Published("Llama 3 70B", "pretraining", BRIDGE_26, 1621, 64, 256, 8192, tensor=4, pipeline=8, virtual_pipeline=5),
+    Published("Llama 3 70B", "SFT", BRIDGE_26, 1638, 32, 32, 4096, tensor=4, pipeline=4, virtual_pipeline=5),
+    Published("Llama 3 70B", "LoRA", BRIDGE_26, 2643, 8, 32, 4096, tensor=2, pipeline=4, virtual_pipeline=20),
+    Published("Llama 3 8B", "pretraining", TITAN, 8532, 8, 8, 8192),
+    Published("Llama 3 8B", "pretraining", TITAN, 6667, 8, 8, 8192, fp8=False),
     # Its own layout is FSDP, which we do not have: Megatron Bridge's for the same task stands in.
-    Figure("Llama 3 70B", "SFT", AUTOMODEL, 867, 32, 32, 4096, fp8=False, tensor=4, pipeline=4, virtual_pipeline=5),
-    Figure("Llama 3 8B", "LoRA", AUTOMODEL, 12473, 1, 32, 4096, fp8=False),
+    Published("Llama 3 70B", "SFT", AUTOMODEL, 867, 32, 32, 4096, fp8=False, tensor=4, pipeline=4, virtual_pipeline=5),
+    Published("Llama 3 8B", "LoRA", AUTOMODEL, 12473, 1, 32, 4096, fp8=False),
     # Its weights are FSDP's too, and its all-to-all is DeepEP's.
-    Figure("Qwen3 30B-A3B", "pretraining", AUTOMODEL, 12040, 8, 512, 4096, fp8=False, expert=8),
+    Published("Qwen3 30B-A3B", "pretraining", AUTOMODEL, 12040, 8, 512, 4096, fp8=False, expert=8),
 )
 
 
-def planned(point: Figure, assumptions: Assumptions = ASSUMPTIONS) -> float:
+def planned(point: Published, assumptions: Assumptions = ASSUMPTIONS) -> float:
     """Tokens a second of a GPU, by the plan's arithmetic."""
     cost = ExampleCost(
         tokens=float(point.length), scores=float(point.length), attended=point.length * (point.length + 1) / 2

@@ -3,14 +3,14 @@
     python tools/roofline.py          # the tables of docs/performance.md
 
 Bytes are of a token and a layer, or of a tile of logits, in both directions; each is in the formula beside its name.
-Rates are assumed, not measured: see `Rates`.
+Rates are assumed, not measured: see `Assumed`.
 """
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Rates:
+class Assumed:
     products: float = 700e12  # FLOP/s, bf16, of these shapes
     fp8_products: float = 1100e12  # tensorwise
     memory: float = 3.0e12  # bytes/s, whole rows
@@ -25,7 +25,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Model:
+class Shape:
     name: str
     hidden: int
     ffn: int
@@ -57,12 +57,12 @@ class Operation:
 
 
 MODELS = (
-    Model("72B, 4 layers", 8192, 29568, 64, 8, 152064, 4),
-    Model("7B, 8 layers", 4096, 11008, 32, 32, 32000, 8),
+    Shape("72B, 4 layers", 8192, 29568, 64, 8, 152064, 4),
+    Shape("7B, 8 layers", 4096, 11008, 32, 32, 32000, 8),
 )
 
 
-def operations(model: Model, row: Operation, rates: Rates, *, fused: bool, fp8: bool = False) -> dict[str, float]:
+def operations(model: Shape, row: Operation, rates: Assumed, *, fused: bool, fp8: bool = False) -> dict[str, float]:
     """Seconds of a row, by operation."""
     q, k, h, f, tokens = model.query, model.key, model.hidden, model.ffn, row.tokens
     grouped = model.heads != model.kv_heads
@@ -96,7 +96,7 @@ def operations(model: Model, row: Operation, rates: Rates, *, fused: bool, fp8: 
     return found
 
 
-def _logprobs(model: Model, row: Operation, rates: Rates, *, fused: bool) -> float:
+def _logprobs(model: Shape, row: Operation, rates: Assumed, *, fused: bool) -> float:
     scores = row.tokens * row.scored
     tile_tokens, tile_vocabulary = (4096, 4096) if fused else (2048, 2048)
     tiles = scores / tile_tokens * model.vocabulary / tile_vocabulary
@@ -112,12 +112,12 @@ def _logprobs(model: Model, row: Operation, rates: Rates, *, fused: bool) -> flo
     return tiles * max(forward + backward, 43 * rates.host)
 
 
-def useful_flops(model: Model, row: Operation) -> float:
+def useful_flops(model: Shape, row: Operation) -> float:
     layers = 6 * model.matrices * row.tokens + 12 * row.keys * row.tokens * model.query
     return model.layers * layers + 6 * row.scored * row.tokens * model.hidden * model.vocabulary
 
 
-def table(rates: Rates) -> str:
+def table(rates: Assumed) -> str:
     """Milliseconds of a row of 8192 tokens, before and after, and the MFU that they come to."""
     row = Operation()
     columns = [(model, fused, fp8) for model in MODELS for fp8 in (False, True) for fused in (False, True)]
@@ -139,4 +139,4 @@ def table(rates: Rates) -> str:
 
 
 if __name__ == "__main__":
-    print(table(Rates()))
+    print(table(Assumed()))

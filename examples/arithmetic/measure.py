@@ -48,7 +48,7 @@ def give_weights(engine: Any, model: Any) -> None:
 
 
 def _converters_name(name: str, key: str) -> str:
-    """Of a checkpoint's key, whose layers are stacked, with the layer that the module's own name has."""
+    """Puts the layer of a module's own name into a checkpoint's key, whose layers are stacked."""
     layer = re.match(r"decoder\.layers\.\d+\.", name)
     return key if layer is None else layer[0] + key.removeprefix("decoder.layers.")
 

@@ -34,7 +34,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Of a few runs: Student's t."""
+    """Mean and 95% interval of a few runs, by Student's t."""
     count = len(values)
     mean = sum(values) / count
     if count < 2:

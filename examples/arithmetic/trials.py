@@ -23,7 +23,7 @@ class Trial:
 
     @property
     def kind(self) -> str:
-        """Without the seed: what is averaged over seeds."""
+        """The name without the seed: what is averaged over seeds."""
         keys = "".join(f"-{name}{value:g}" for name, value in self.keys)
         rate = "" if self.rate == RATE else f"-lr{self.rate:g}"
         end = "" if self.ends_at_margin_of is None else f"-margin-of-{self.ends_at_margin_of.loss}"

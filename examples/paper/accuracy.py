@@ -15,7 +15,7 @@ def of(loss: str, seed: int, *, beta: float = BETA, edit: str = "low") -> Trial:
 
 
 def sft(seed: int) -> Trial:
-    """On the right solutions alone, with DPOP's steps and rate."""
+    """Trains on the right solutions alone, with DPOP's steps and rate."""
     return Trial("sft", seed=seed)
 
 

@@ -182,7 +182,7 @@ def rows(results: Results) -> list[dict[str, Any]]:
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """In Markdown."""
+    """Writes a table in Markdown."""
     columns = {
         "accuracy": "accuracy",
         "margin": "margin",

@@ -49,7 +49,7 @@ def short_pairs(path: Path) -> list[Pair]:
 
 
 def make_high_edit(folder: Path, *, train: int, validation: int, seed: int) -> None:
-    """As `make_low_edit`; a question gives CHOICES - 1 pairs."""
+    """Does what `make_low_edit` does; a question gives CHOICES - 1 pairs."""
     questions = -(-(train + validation) // (CHOICES - 1))
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "multiple-choice.jsonl"

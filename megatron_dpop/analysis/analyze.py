@@ -1,4 +1,4 @@
-"""From a request to results: each model in turn over the same rows."""
+"""Turns a request into results: each model in turn over the same rows."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

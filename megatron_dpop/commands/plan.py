@@ -9,7 +9,7 @@ from typing import Any
 
 from dpop_base.errors import UserError
 from megatron_dpop.commands.plan_here import here_json, plan_here, show_here
-from megatron_dpop.commands.plan_inputs import Asked, Stage, read_asked, whole_numbers
+from megatron_dpop.commands.plan_inputs import PlannedRun, PlanRequest, read_request, whole_numbers
 from megatron_dpop.commands.plan_run_text import Planned, show_recipe, show_run
 from megatron_dpop.commands.plan_text import show_fewest, show_plan, show_search, show_weak_scaling
 from megatron_dpop.config.precision import check_precision
@@ -57,24 +57,24 @@ def register(subparsers: Any) -> None:
 
 def _plan(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
-    asked = read_asked(arguments.config, arguments.overrides, arguments.pair)
+    request = read_request(arguments.config, arguments.overrides, arguments.pair)
     if arguments.device == CPU:
-        _plan_here(asked, arguments)
+        _plan_here(request, arguments)
         return 0
     hardware = DEVICES[arguments.device]
     if arguments.weak_scaling or arguments.search:
-        if asked.is_recipe:
+        if request.is_recipe:
             raise UserError(
                 f"{arguments.config}: is a recipe; give the config of one stage to --search, --weak-scaling"
             )
-        _compare_layouts(asked.stages[0], hardware, arguments)
+        _compare_layouts(request.stages[0], hardware, arguments)
         return 0
-    planned = [_plan_stage(stage, hardware, arguments.gpus or asked.gpus) for stage in asked.stages]
-    if asked.is_recipe:
+    planned = [_plan_stage(stage, hardware, arguments.gpus or request.gpus) for stage in request.stages]
+    if request.is_recipe:
         if arguments.json:
             _print({"stages": [_stage_json(each, arguments.price) for each in planned]})
         else:
-            show_recipe(str(arguments.config), asked, planned, arguments.price)
+            show_recipe(str(arguments.config), request, planned, arguments.price)
     elif arguments.json:
         _print(_one_json(planned[0], arguments.price))
     else:
@@ -98,7 +98,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise UserError("--price: a search compares steps, not runs; leave it out")
 
 
-def _plan_stage(stage: Stage, hardware: Hardware, gpus: int | None) -> Planned:
+def _plan_stage(stage: PlannedRun, hardware: Hardware, gpus: int | None) -> Planned:
     config, setting = stage.config, Setting(stage.architecture, stage.workload, hardware)
     of_one_replica = config.parallel.fewest_ranks
     devices = of_one_replica if gpus is None else gpus
@@ -123,7 +123,7 @@ def _plan_stage(stage: Stage, hardware: Hardware, gpus: int | None) -> Planned:
     return Planned(stage, setting, plan, time)
 
 
-def _compare_layouts(stage: Stage, hardware: Hardware, arguments: argparse.Namespace) -> None:
+def _compare_layouts(stage: PlannedRun, hardware: Hardware, arguments: argparse.Namespace) -> None:
     setting, choice = Setting(stage.architecture, stage.workload, hardware), choice_of(stage.config)
     if arguments.weak_scaling:
         numbers = whole_numbers(arguments.weak_scaling, key="--weak-scaling")
@@ -133,11 +133,11 @@ def _compare_layouts(stage: Stage, hardware: Hardware, arguments: argparse.Names
         _show_search(setting, choice, devices, arguments.json)
 
 
-def _plan_here(asked: Asked, arguments: argparse.Namespace) -> None:
-    planned = [plan_here(stage) for stage in asked.stages]
+def _plan_here(request: PlanRequest, arguments: argparse.Namespace) -> None:
+    planned = [plan_here(stage) for stage in request.stages]
     if arguments.json:
         found = [here_json(each, arguments.price) for each in planned]
-        _print({"stages": found} if asked.is_recipe else found[0])
+        _print({"stages": found} if request.is_recipe else found[0])
         return
     for each in planned:
         show_here(each, arguments.price)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dpop_base.errors import UserError
-from megatron_dpop.commands.plan_inputs import Stage
+from megatron_dpop.commands.plan_inputs import PlannedRun
 from megatron_dpop.commands.plan_run_text import show_run
 from megatron_dpop.commands.plan_text import line, method
 from megatron_dpop.plan.activations import TORCH
@@ -24,7 +24,7 @@ from megatron_dpop.training.measured_rate import MeasuredRate, measure_rate
 class PlannedHere:
     """A stage on this machine."""
 
-    stage: Stage
+    stage: PlannedRun
     choice: LayoutChoice
     memory_bytes: float  # tensors of all ranks
     rate: MeasuredRate
@@ -32,7 +32,7 @@ class PlannedHere:
     time: RunTime | None
 
 
-def plan_here(stage: Stage) -> PlannedHere:
+def plan_here(stage: PlannedRun) -> PlannedHere:
     """Measures. Raises UserError where the tensors of a run are more than this machine's memory."""
     config, architecture, workload = stage.config, stage.architecture, stage.workload
     choice = choice_of(config, data=config.parallel.fewest_ranks // choice_of(config).devices)

@@ -25,7 +25,7 @@ TYPICAL_PAIR = (90, 190, 95)
 
 
 @dataclass(frozen=True)
-class Stage:
+class PlannedRun:
     """One run to plan."""
 
     name: str  # "" of a config that stands alone
@@ -49,22 +49,22 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlanRequest:
     """What a file asks for: one run, or those of a recipe."""
 
-    stages: list[Stage]
+    stages: list[PlannedRun]
     model: str  # as the file names it
     gpus: int | None = None  # that it is made for, where it says so
     is_recipe: bool = False
     is_chain: bool = False  # each stage begins with the weights of the one before
 
 
-def read_asked(path: Path, overrides: Sequence[str], pair: str | None) -> Asked:
+def read_request(path: Path, overrides: Sequence[str], pair: str | None) -> PlanRequest:
     """Raises UserError where the file, the model's shape or the lengths given cannot be had."""
     tree = read_tree(path)
     if not (is_recipe(tree) and "model" not in tree):
         config = config_of(tree, path, overrides)
-        return Asked([_stage("", config, config.model.path, pair)], config.model.path)
+        return PlanRequest([_stage("", config, config.model.path, pair)], config.model.path)
     check_recipe(tree, origin=str(path))
     configs = [config_of(config, path, overrides) for config in expand(tree)]
     first = configs[0].model.path  # whose shape all stages of a chain have
@@ -73,10 +73,10 @@ def read_asked(path: Path, overrides: Sequence[str], pair: str | None) -> Asked:
         _stage(Path(config.run.dir).name, config, first if is_chain(tree) else config.model.path, pair, shape)
         for config in configs
     ]
-    return Asked(stages, first, tree.get("gpus"), is_recipe=True, is_chain=is_chain(tree))
+    return PlanRequest(stages, first, tree.get("gpus"), is_recipe=True, is_chain=is_chain(tree))
 
 
-def _stage(name: str, config: Config, model: str, pair: str | None, shape: Fields | None = None) -> Stage:
+def _stage(name: str, config: Config, model: str, pair: str | None, shape: Fields | None = None) -> PlannedRun:
     """`shape`: of the model, where it is not here."""
     from megatron_dpop.training.inputs import resolve_model
 
@@ -86,7 +86,7 @@ def _stage(name: str, config: Config, model: str, pair: str | None, shape: Field
         shape = read_fields(folder)
     architecture = architecture_of(shape)
     check_with_experts(config, architecture)
-    return Stage(name, config, architecture, *_lengths(config, folder, pair), dict(shape.values))
+    return PlannedRun(name, config, architecture, *_lengths(config, folder, pair), dict(shape.values))
 
 
 def _lengths(config: Config, model: Path | None, pair: str | None) -> tuple[Workload, str, Counted, ExampleSize]:

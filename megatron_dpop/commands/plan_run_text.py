@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_dpop.commands.plan_inputs import Asked, Stage
+from megatron_dpop.commands.plan_inputs import PlannedRun, PlanRequest
 from megatron_dpop.commands.plan_text import line, method
 from megatron_dpop.plan.fits import describe
 from megatron_dpop.plan.hardware import GIB
@@ -22,7 +22,7 @@ NO_LENGTH = (
 class Planned:
     """A stage with what it comes to; `time` is None where nobody knows its steps."""
 
-    stage: Stage
+    stage: PlannedRun
     setting: Setting
     plan: Plan
     time: RunTime | None
@@ -50,12 +50,12 @@ def _cost(time: RunTime, price: float | None, unit: str) -> str:
     return "" if price is None else f", {time.cost(price):,.2f} at {price:g} a {unit}-hour"
 
 
-def show_recipe(path: str, asked: Asked, planned: Sequence[Planned], price: float | None) -> None:
+def show_recipe(path: str, request: PlanRequest, planned: Sequence[Planned], price: float | None) -> None:
     first = planned[0]
     devices, hardware = first.plan.choice.devices, first.setting.hardware.name
-    count = f"{len(planned)} {'stages' if asked.is_chain else 'runs'}"
+    count = f"{len(planned)} {'stages' if request.is_chain else 'runs'}"
     parameters = model_parameters(first.setting.architecture)
-    print(f"{path}: {count} of {asked.model}, {parameters / 1e9:.1f}B parameters, on {devices} {hardware}")
+    print(f"{path}: {count} of {request.model}, {parameters / 1e9:.1f}B parameters, on {devices} {hardware}")
     for text in dict.fromkeys(f"{describe(each.plan.choice)}; {method(each.plan.choice)}" for each in planned):
         print(text)
     for text in dict.fromkeys(each.stage.lengths for each in planned):
@@ -64,7 +64,7 @@ def show_recipe(path: str, asked: Asked, planned: Sequence[Planned], price: floa
     head = f"{'kind':<10} {'loss':<8} {'steps':>6} {'GiB':>5} {'step s':>7} {'hours':>7} {'GPU-hours':>9}"
     print(f"\n  {'':<{name_width}} {head}")
     size = f"{parameters * BF16_BYTES / 1e9:.1f} GB in bf16"
-    print(f"  {'conversion':<{name_width}} {asked.model} to Megatron's format, {size}")
+    print(f"  {'conversion':<{name_width}} {request.model} to Megatron's format, {size}")
     for each in planned:
         stage, memory = each.stage, each.plan.memory.total / GIB
         steps, hours, device_hours = ("?", "?", "?") if each.time is None else _numbers(each.time)

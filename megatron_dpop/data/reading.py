@@ -7,7 +7,7 @@ from typing import Any
 
 from dpop_base.errors import printable
 
-from .formats import Fields, Layout, Notes, recognise
+from .formats import Layout, Notes, RowFields, recognise
 from .formats.fields import is_empty
 from .formats.ranked import grouped
 from .records import BadRowError, Record, located
@@ -58,7 +58,7 @@ def open_source(location: Location, columns: Mapping[str, str] | None = None) ->
 
 def records_of(layout: Layout, values: Mapping[str, Any], notes: Notes) -> list[Record]:
     """The records of one row; BadRowError where it is wrong."""
-    return layout.form.records(Fields(values, layout.columns), notes)
+    return layout.form.records(RowFields(values, layout.columns), notes)
 
 
 def unused_lines(unused: Mapping[str, int]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 from dpop_base.errors import UserError
 
 LEADING = ("system", "developer")
-ROLES = (*LEADING, "user", "assistant", "tool")
+BEFORE_AN_ANSWER = (*LEADING, "user")
+ROLES = (*BEFORE_AN_ANSWER, "assistant", "tool")
 # Besides its content, what an assistant can say in a message.
 SAID = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 _DEEPEST = 64  # levels of lists and objects in a message, a tool or a template's argument

@@ -1,4 +1,4 @@
-"""From the harness's results to what is kept in a run's folder and shown on a terminal."""
+"""Turns the harness's results into what is kept in a run's folder and shown on a terminal."""
 
 import importlib.metadata
 import math

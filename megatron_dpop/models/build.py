@@ -1,4 +1,4 @@
-"""From an `Architecture` to the `GPTModel` that reproduces it at a layout."""
+"""Builds the `GPTModel` that reproduces an `Architecture` at a layout."""
 
 from dataclasses import dataclass
 from functools import partial

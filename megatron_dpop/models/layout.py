@@ -20,7 +20,7 @@ class Rotation:
 
 @dataclass(frozen=True)
 class RowRoutes:
-    """To which experts some of a row's tokens go, as the routers of this rank's layers fill it in."""
+    """The experts that some of a row's tokens go to, as the routers of this rank's layers fill them in."""
 
     tokens: torch.Tensor  # int64 [tokens], index into what the routers see of the row
     codes: dict[int, torch.Tensor] = field(default_factory=dict)  # by layer, from 0: int32 [tokens], one a set

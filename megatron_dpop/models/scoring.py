@@ -1,4 +1,4 @@
-"""From the last stage's hidden states to log-probabilities, sums of states, or next tokens."""
+"""Turns the last stage's hidden states into log-probabilities, sums of states, or next tokens."""
 
 from dataclasses import dataclass
 from typing import Any

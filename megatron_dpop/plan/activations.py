@@ -12,7 +12,7 @@ from typing import Literal
 from dpop_base.architectures import Architecture
 from megatron_dpop.plan.choice import BYTES, LayoutChoice, Recompute, Widths
 from megatron_dpop.plan.mixtures import mixture_activations, mixture_backward_bytes, received_tokens
-from megatron_dpop.plan.workload import Row
+from megatron_dpop.plan.workload import MeanRow
 
 FP32 = BYTES["fp32"]
 FP8 = 1
@@ -57,7 +57,7 @@ class LayerActivations:
         return _sum(self.attention, self.core_attention, self.feed_forward)
 
     def kept(self, recompute: Recompute) -> float:
-        """From the layer's forward pass to its backward pass."""
+        """Bytes kept from the layer's forward pass to its backward pass."""
         if recompute == "full":
             return self.layer_input
         core = self.core_attention if recompute == "none" else self.attention_inputs
@@ -78,7 +78,7 @@ def _sum(*parts: dict[str, float]) -> float:
 
 
 def layer_activations(
-    architecture: Architecture, choice: LayoutChoice, row: Row, kernels: Kernels, *, mixture: bool = False
+    architecture: Architecture, choice: LayoutChoice, row: MeanRow, kernels: Kernels, *, mixture: bool = False
 ) -> LayerActivations:
     """Returns the activations of one layer, with a `mixture` of experts or without, and one row on one device."""
     widths = Widths.of(architecture, choice)
@@ -125,7 +125,7 @@ def layer_activations(
     )
 
 
-def _varlen_attention(choice: LayoutChoice, row: Row, widths: Widths) -> dict[str, float]:
+def _varlen_attention(choice: LayoutChoice, row: MeanRow, widths: Widths) -> dict[str, float]:
     tokens, size = row.tokens / choice.context, choice.bytes
     return {
         "rotated queries": tokens * widths.query * size,
@@ -135,7 +135,7 @@ def _varlen_attention(choice: LayoutChoice, row: Row, widths: Widths) -> dict[st
     }
 
 
-def _block_attention(choice: LayoutChoice, row: Row, widths: Widths) -> dict[str, float]:
+def _block_attention(choice: LayoutChoice, row: MeanRow, widths: Widths) -> dict[str, float]:
     """Counts scores in fp32 whatever the precision. Context parallelism cuts a row's queries, not its keys."""
     tokens = row.tokens / choice.context
     kept = {
@@ -151,7 +151,7 @@ def _block_attention(choice: LayoutChoice, row: Row, widths: Widths) -> dict[str
     return kept
 
 
-def backward_bytes(architecture: Architecture, choice: LayoutChoice, row: Row, *, mixture: bool = False) -> float:
+def backward_bytes(architecture: Architecture, choice: LayoutChoice, row: MeanRow, *, mixture: bool = False) -> float:
     """The most that one layer's backward pass holds of its own: gradients of activations and of one weight.
 
     A node's gradients come while what it kept goes, so the peak is at the layer's end, before much has gone: the
@@ -168,12 +168,12 @@ def backward_bytes(architecture: Architecture, choice: LayoutChoice, row: Row, *
     return gradients + weight
 
 
-def score_bytes(architecture: Architecture, choice: LayoutChoice, row: Row) -> float:
+def score_bytes(architecture: Architecture, choice: LayoutChoice, row: MeanRow) -> float:
     """Kept by the last stage of one row: the scored hidden states, whole on each tensor-parallel rank."""
     return row.scores / choice.context * architecture.hidden_size * choice.bytes
 
 
-def logprob_bytes(architecture: Architecture, choice: LayoutChoice, row: Row, kernels: Kernels) -> float:
+def logprob_bytes(architecture: Architecture, choice: LayoutChoice, row: MeanRow, kernels: Kernels) -> float:
     """The most that the chunked log-probabilities hold beyond what is kept.
 
     Forward: the final norm's output, split and whole, a tile of fp32 logits, its predecessor, and fp32 copies of the

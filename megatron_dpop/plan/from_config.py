@@ -1,4 +1,4 @@
-"""From a run's config to what the formulas take."""
+"""Turns a run's config into what the formulas take."""
 
 from dataclasses import asdict
 

@@ -15,7 +15,7 @@ from megatron_dpop.plan.activations import (
 from megatron_dpop.plan.choice import BYTES, LayoutChoice
 from megatron_dpop.plan.hardware import Assumptions
 from megatron_dpop.plan.parameters import Parameters, stage_parameters
-from megatron_dpop.plan.workload import Row, Workload
+from megatron_dpop.plan.workload import MeanRow, Workload
 
 # A linear layer's weight is multiplied in both directions, and Hopper's FP8 products read only one: two copies.
 FP8_COPIES = 2
@@ -165,14 +165,14 @@ def _layers_by_kind(architecture: Architecture, choice: LayoutChoice, stage: int
     return {mixture: count for mixture, count in ((True, mixtures), (False, len(numbers) - mixtures)) if count}
 
 
-def _gather_buffer(architecture: Architecture, choice: LayoutChoice, row: Row, kernels: Kernels) -> float:
+def _gather_buffer(architecture: Architecture, choice: LayoutChoice, row: MeanRow, kernels: Kernels) -> float:
     """Megatron-Core's own linear layers gather sequence-parallel inputs into one buffer that stays."""
     if not kernels.gather_buffer or not choice.sequence or choice.tensor == 1:
         return 0.0
     return row.tokens / choice.context * architecture.hidden_size * choice.bytes
 
 
-def _overlap_buffers(architecture: Architecture, choice: LayoutChoice, row: Row) -> float:
+def _overlap_buffers(architecture: Architecture, choice: LayoutChoice, row: MeanRow) -> float:
     if not choice.overlap_tensor:
         return 0.0
     gathered = FP8 if choice.fp8 else choice.bytes

@@ -10,7 +10,7 @@ from dpop_base.architectures import Architecture
 from dpop_base.architectures.architecture import Experts
 from megatron_dpop.plan.choice import BYTES, LayoutChoice
 from megatron_dpop.plan.parameters import expert_entries
-from megatron_dpop.plan.workload import Row
+from megatron_dpop.plan.workload import MeanRow
 
 
 def experts_of(architecture: Architecture) -> Experts:
@@ -20,18 +20,18 @@ def experts_of(architecture: Architecture) -> Experts:
     return architecture.experts
 
 
-def sent_tokens(architecture: Architecture, choice: LayoutChoice, row: Row) -> float:
+def sent_tokens(architecture: Architecture, choice: LayoutChoice, row: MeanRow) -> float:
     """Hidden states that a device sends to experts in one layer: each of its tokens once to each of its experts."""
     tokens = row.tokens / choice.context / choice.sequence_shards
     return tokens * experts_of(architecture).per_token
 
 
-def received_tokens(architecture: Architecture, choice: LayoutChoice, row: Row) -> float:
+def received_tokens(architecture: Architecture, choice: LayoutChoice, row: MeanRow) -> float:
     """Hidden states that a device's experts work on: all those of the ranks that share each expert's matrices."""
     return sent_tokens(architecture, choice, row) * choice.expert_tensor
 
 
-def mixture_activations(architecture: Architecture, choice: LayoutChoice, row: Row) -> dict[str, float]:
+def mixture_activations(architecture: Architecture, choice: LayoutChoice, row: MeanRow) -> dict[str, float]:
     """Bytes that the feed-forward half keeps for its backward pass, after its norm."""
     experts, size = experts_of(architecture), choice.bytes
     tokens = row.tokens / choice.context / choice.sequence_shards
@@ -50,7 +50,7 @@ def mixture_activations(architecture: Architecture, choice: LayoutChoice, row: R
     return kept
 
 
-def mixture_backward_bytes(architecture: Architecture, choice: LayoutChoice, row: Row) -> float:
+def mixture_backward_bytes(architecture: Architecture, choice: LayoutChoice, row: MeanRow) -> float:
     """The most that the backward pass holds of its own: gradients of the experts' outputs, of the gate and of weights.
 
     Grouped products give the weight gradients of all of a device's experts at once. What other ranks send lies beside
@@ -65,7 +65,7 @@ def mixture_backward_bytes(architecture: Architecture, choice: LayoutChoice, row
     return (gradients + weights) * choice.bytes + summed
 
 
-def mixture_bytes_sent(architecture: Architecture, choice: LayoutChoice, row: Row) -> float:
+def mixture_bytes_sent(architecture: Architecture, choice: LayoutChoice, row: MeanRow) -> float:
     """Bytes that a device sends in one layer's forward pass: to the experts and back. Backward sends as many.
 
     Each hidden state goes with its share of the expert. Where ranks share each expert's matrices they gather what each
@@ -78,7 +78,7 @@ def mixture_bytes_sent(architecture: Architecture, choice: LayoutChoice, row: Ro
     return sent * ((there + back) * away + (there + summed) * (choice.expert_tensor - 1))
 
 
-def mixture_products(architecture: Architecture, choice: LayoutChoice, row: Row) -> list[tuple[float, int, int]]:
+def mixture_products(architecture: Architecture, choice: LayoutChoice, row: MeanRow) -> list[tuple[float, int, int]]:
     """(tokens, outputs, inputs) of each product of the feed-forward half: experts', shared expert's, router's."""
     experts, hidden = experts_of(architecture), architecture.hidden_size
     here = experts.count // choice.expert

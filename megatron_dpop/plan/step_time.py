@@ -21,7 +21,7 @@ from megatron_dpop.plan.memory import optimizer_bytes
 from megatron_dpop.plan.mixtures import mixture_products
 from megatron_dpop.plan.parameters import layer_matrices, stage_parameters
 from megatron_dpop.plan.traffic import data_traffic, host_traffic, row_traffic, wire_bandwidths
-from megatron_dpop.plan.workload import Row, Workload
+from megatron_dpop.plan.workload import MeanRow, Workload
 
 # Flash attention's backward pass multiplies five times where its forward pass multiplies twice (Dao et al. 2022).
 ATTENTION_BACKWARD = 2.5
@@ -111,7 +111,7 @@ def _kinds(choice: LayoutChoice) -> list[int]:
 def _row_time(
     architecture: Architecture,
     choice: LayoutChoice,
-    row: Row,
+    row: MeanRow,
     stage: int,
     hardware: Hardware,
     kernels: Kernels,

@@ -13,7 +13,7 @@ from megatron_dpop.plan.choice import LayoutChoice, Widths
 from megatron_dpop.plan.hardware import Hardware
 from megatron_dpop.plan.mixtures import mixture_bytes_sent
 from megatron_dpop.plan.parameters import stage_parameters
-from megatron_dpop.plan.workload import Row, Workload
+from megatron_dpop.plan.workload import MeanRow, Workload
 
 SCORE_STATISTICS = 3  # numbers of a scored token that tensor-parallel ranks exchange (`logprobs.statistics`)
 
@@ -48,7 +48,7 @@ def ring(size: float, ranks: int) -> float:
     return size * (ranks - 1) / ranks
 
 
-def row_traffic(architecture: Architecture, choice: LayoutChoice, row: Row, stage: int) -> RowTraffic:
+def row_traffic(architecture: Architecture, choice: LayoutChoice, row: MeanRow, stage: int) -> RowTraffic:
     numbers = choice.layers_of_stage(architecture.num_layers, stage)
     layers, mixtures = len(numbers), sum(architecture.has_experts(number) for number in numbers)
     tokens = row.tokens / choice.context
@@ -76,7 +76,9 @@ def row_traffic(architecture: Architecture, choice: LayoutChoice, row: Row, stag
     )
 
 
-def _ends(architecture: Architecture, choice: LayoutChoice, row: Row, stage: int, unit: float) -> tuple[float, float]:
+def _ends(
+    architecture: Architecture, choice: LayoutChoice, row: MeanRow, stage: int, unit: float
+) -> tuple[float, float]:
     """Forward and backward, of the embedding and the output layer where this stage has them."""
     forward = backward = 0.0
     if stage == 0:  # a scatter and a gather, or one all-reduce

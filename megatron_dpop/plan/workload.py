@@ -33,7 +33,7 @@ class ExampleSize:
 
 
 @dataclass(frozen=True)
-class Row:
+class MeanRow:
     """One micro-batch, means."""
 
     tokens: int  # the row's length, padding included
@@ -66,7 +66,7 @@ class Workload:
         )
         return -(-rows // multiple) * multiple // choice.data
 
-    def row(self, choice: LayoutChoice) -> Row:
+    def row(self, choice: LayoutChoice) -> MeanRow:
         """The mean row. Packing is even to a fraction of a percent, so it is also the fullest."""
         examples = self.examples / (self.rows(choice) * choice.data)
         filled = math.ceil(max(examples, 1.0) * self.packed.tokens)
@@ -75,7 +75,7 @@ class Workload:
         # Exact for two completions. Alone, each has its own copy of the trunk and looks at its triangle once more.
         trunk = self.unshared.tokens - self.packed.tokens
         branch_attended = max(0.0, 2 * self.packed.attended - self.unshared.attended)
-        return Row(
+        return MeanRow(
             tokens=length,
             scores=examples * self.packed.scores,
             attended=examples * self.packed.attended,

@@ -82,7 +82,7 @@ def running_mean(points: Points, window: int) -> Points:
 
 
 def thin(points: Points, most: int) -> Points:
-    """At most `most` of the points, all of them real: each stretch keeps its lowest and its highest, so spikes stay."""
+    """Keeps at most `most` of the points: each stretch keeps its lowest and its highest, so spikes stay."""
     if len(points) <= most:
         return points
     stretches = max(1, (most - 2) // 2)

@@ -1,4 +1,4 @@
-"""From run folders to one HTML page that needs nothing beside itself."""
+"""Turns run folders into one HTML page that needs nothing beside itself."""
 
 from collections.abc import Sequence
 from pathlib import Path

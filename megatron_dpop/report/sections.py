@@ -47,7 +47,7 @@ class Figure:
 
     @classmethod
     def read(cls, path: Path, *, alt: str, caption: str = "") -> "Figure":
-        """From a .png or .svg file. Raises UserError for another kind, or one that cannot be read."""
+        """Reads a .png or .svg file. Raises UserError for another kind, or one that cannot be read."""
         media_type = MEDIA_TYPES.get(path.suffix.lower())
         if media_type is None:
             raise UserError(f"{path}: not a picture that a report can carry; give a .png or .svg file")

@@ -31,7 +31,7 @@ class Word:
 
 
 def report(kind: Literal["error", "unhealthy", "failed", "lost"], message: str) -> None:
-    """To the launcher where one rank of several ends, so that it is printed once; else to standard error.
+    """Reports to the launcher where one rank of several ends, so that it is printed once; else to standard error.
 
     `lost`: this rank fails because another one has; whatever that one says is the reason.
     """

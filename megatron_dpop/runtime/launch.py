@@ -87,7 +87,7 @@ class _Asked:
         self.stop = self.at_once = False
 
     def hand_on(self, number: int, frame: FrameType | None) -> None:
-        """To the ranks: SIGUSR1 as it is, all others as SIGTERM. They get some of them from the sender too."""
+        """Hands a signal on to the ranks, which get some from its sender too: SIGUSR1 as it is, others as SIGTERM."""
         self.stop = True
         self._ranks.signal(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM)
 

@@ -98,7 +98,7 @@ class LocalRanks:
         return exits.read_words(os.pread(self._words, os.fstat(self._words).st_size, 0))
 
     def signal(self, number: signal.Signals) -> None:
-        """To all ranks that have not ended."""
+        """Sends a signal to all ranks that have not ended."""
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(number)

@@ -34,7 +34,7 @@ class StopRequest:
         self._interrupted = 0.0  # monotonic seconds
 
     def listen(self) -> None:
-        """From here on a signal does not end this process. Call it before the imports that take seconds.
+        """Keeps signals from ending this process from now on. Call it before the imports that take seconds.
 
         Ctrl-C is such a signal, and the second ends the process; our own launcher keeps both from its ranks.
         """
@@ -44,7 +44,7 @@ class StopRequest:
             signal.signal(signal.SIGINT, self._interrupt)
 
     def leave_at_once(self, doing: str) -> None:
-        """From here on a signal raises StoppedError: this process works alone, on what can be continued anywhere."""
+        """Makes signals raise StoppedError from now on: this process works alone, on what can be continued anywhere."""
         self._at_once, self._doing = True, doing
         if self.received is not None:
             raise StoppedError(doing)

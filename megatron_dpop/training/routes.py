@@ -1,4 +1,4 @@
-"""To which experts the reference sends tokens, and how many of them go to the same under the policy.
+"""Counts the tokens that the policy sends to the same experts as the reference does.
 
 Of a completion one token is looked at, in each layer; of a dataset every n-th example, so that at most 65,536 are kept
 (`megatron_dpop.rows.routed`): four bytes for each layer and completion. What is kept of a token's experts is a code of

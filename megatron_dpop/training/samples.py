@@ -107,7 +107,7 @@ class Samples:
 def write_answers(
     source: RowSource, prompts: Sequence[NDArray[np.int32]], *, tokens: int, ends: Collection[int]
 ) -> list[NDArray[np.int32]]:
-    """At most `tokens` of each prompt's answer, up to one of `ends`. Every rank calls it and has all.
+    """Returns at most `tokens` of each prompt's answer, up to one of `ends`. Every rank calls it and has all.
 
     Each token costs a forward pass over all texts that have not ended, prompts included: nothing is kept between them.
     `source`: of any data, for its settings. A text stops where a row, or the model, takes no more of it.

@@ -81,14 +81,14 @@ def test_a_plan_from_python_is_the_commands(
     assert planned.memory.total == shown["memory_bytes"]["total"]
 
 
-FRAGMENTS = {"Of", "By", "As", "Before", "For", "With", "Without", "In"}
+FRAGMENTS = {"Of", "By", "As", "At", "Before", "For", "From", "In", "On", "To", "With", "Without"}
 
 
 def test_docstrings_are_sentences() -> None:
     """They begin with a verb or with what the thing is, not with a fragment that the name has to complete."""
     fragments = [
         f"{path.relative_to(ROOT)}: {text.splitlines()[0]}"
-        for package in ("megatron_dpop", "checkpoint_convert", "dpop_base", "tools")
+        for package in ("megatron_dpop", "checkpoint_convert", "dpop_base", "tools", "examples")
         for path in sorted((ROOT / package).rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)

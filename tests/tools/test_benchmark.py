@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from benchmark import main
 from benchmarks.compare import summary
-from benchmarks.contenders import Outcome, Task
+from benchmarks.contenders import ContenderRun, Task
 
 from tests.tiny import write_model, write_pairs
 
@@ -59,7 +59,7 @@ def test_megatron_is_not_imported_before_a_device_is_chosen() -> None:
 
 def test_other_losses_are_not_compared() -> None:
     task = Task(Path(), "pairs", 2, 8, "fp32", 1, 64, 128, Path())
-    same, other = (Outcome([1.0, 1.0], [1.0, 1.0], [0.69, loss], 2**30, 0.0, [10, 10]) for loss in (0.5, 0.6))
+    same, other = (ContenderRun([1.0, 1.0], [1.0, 1.0], [0.69, loss], 2**30, 0.0, [10, 10]) for loss in (0.5, 0.6))
     assert summary(task, {"ours": same, "theirs": same}).ok
     report = summary(task, {"ours": same, "theirs": other})
     assert not report.ok

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import CONTENDERS, OURS, TRL_DEFAULT, Outcome, Task
+from benchmarks.contenders import CONTENDERS, OURS, TRL_DEFAULT, ContenderRun, Task
 from benchmarks.made_up_pairs import KINDS
 from benchmarks.report import Report, markdown
 from benchmarks.subcommand import subcommand
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> Report:
     return summary(task, outcomes)
 
 
-def summary(task: Task, outcomes: dict[str, Outcome]) -> Report:
+def summary(task: Task, outcomes: dict[str, ContenderRun]) -> Report:
     """The table; `ok` only if all contenders train to the same losses."""
     first, *_ = outcomes.values()
     tolerance = LOSS_TOLERANCE[task.precision]

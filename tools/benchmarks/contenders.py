@@ -72,7 +72,7 @@ Turn = Callable[[], None]
 
 
 @dataclass
-class Outcome:
+class ContenderRun:
     """What one contender's run gave."""
 
     step_seconds: list[float]
@@ -120,7 +120,7 @@ def made_up_pairs(kind: str, model: Path, pairs: int) -> MadeUpPairs | None:
     return MadeUpPairs(lengths, pairs, vocab_size=read_architecture(assets_folder(model)).vocab_size)
 
 
-def run_ours(task: Task, contender: Contender, turn: Turn) -> Outcome:
+def run_ours(task: Task, contender: Contender, turn: Turn) -> ContenderRun:
     from benchmarks.session import open_session
     from megatron_dpop.config.load import config_from_dict
 
@@ -129,7 +129,7 @@ def run_ours(task: Task, contender: Contender, turn: Turn) -> Outcome:
     pairs = made_up_pairs(task.pairs, task.model, task.steps * task.batch_pairs)
     with open_session(config, pairs=pairs) as session:
         setup_seconds = time.perf_counter() - started
-        outcome = Outcome([], [], [], 0, setup_seconds, [])
+        outcome = ContenderRun([], [], [], 0, setup_seconds, [])
         gc.collect()
         reset_peak()
         turn()
@@ -146,7 +146,7 @@ def run_ours(task: Task, contender: Contender, turn: Turn) -> Outcome:
     return outcome
 
 
-def run_trl(task: Task, contender: Contender, turn: Turn) -> Outcome:
+def run_trl(task: Task, contender: Contender, turn: Turn) -> ContenderRun:
     import trl
     from transformers import AutoTokenizer
 
@@ -194,7 +194,9 @@ def run_trl(task: Task, contender: Contender, turn: Turn) -> Outcome:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     sizes = [2 * len(e.prompt) + sum(len(c) for c in e.completions) for e in examples]
     tokens = [sum(sizes[at : at + task.batch_pairs]) for at in range(0, len(sizes), task.batch_pairs)]
-    return Outcome(watch.step_seconds, watch.processor_seconds, losses, watch.peak_bytes, watch.setup_seconds, tokens)
+    return ContenderRun(
+        watch.step_seconds, watch.processor_seconds, losses, watch.peak_bytes, watch.setup_seconds, tokens
+    )
 
 
 def ordered_examples(task: Task) -> list[Any]:
@@ -259,4 +261,4 @@ def _step_callback(turn: Turn) -> Any:
     return StepWatch()
 
 
-TRAINERS: dict[str, Callable[[Task, Contender, Turn], Outcome]] = {"ours": run_ours, "trl": run_trl}
+TRAINERS: dict[str, Callable[[Task, Contender, Turn], ContenderRun]] = {"ours": run_ours, "trl": run_trl}

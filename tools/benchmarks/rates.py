@@ -1,4 +1,4 @@
-"""From timed steps to rates: what a step did that was of use, and what sharing prefixes saved it from doing."""
+"""Turns timed steps into rates: what a step did that was of use, and what sharing prefixes saved it from doing."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ FORMULA = (
 
 
 @dataclass(frozen=True)
-class Work:
+class StepWork:
     """Means a step, over all ranks."""
 
     pairs: float
@@ -27,7 +27,7 @@ class Work:
     unshared_tokens: float
 
 
-def mean_work(session: Session, steps: Sequence[int]) -> Work:
+def mean_work(session: Session, steps: Sequence[int]) -> StepWork:
     """What these steps trained on, from lengths alone."""
     from megatron_dpop.plan.flops import training_flops
 
@@ -43,7 +43,7 @@ def mean_work(session: Session, steps: Sequence[int]) -> Work:
             attended=float(shapes.attended[examples].sum()),
         )
 
-    return Work(
+    return StepWork(
         pairs=len(examples) / len(steps),
         tokens=float(source.shapes.row_tokens[examples].sum()) / len(steps),
         scored_tokens=float(source.shapes.scores[examples].sum()) / len(steps),

@@ -9,10 +9,10 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.contenders import TRAINERS, Contender, Outcome, Task
+from benchmarks.contenders import TRAINERS, Contender, ContenderRun, Task
 
 
-def run_in_turns(task: Task, contenders: list[Contender]) -> dict[str, Outcome]:
+def run_in_turns(task: Task, contenders: list[Contender]) -> dict[str, ContenderRun]:
     """Each contender's outcome. Setting up is done one after the other, before the first step of any."""
     # Read when a process starts; both trainers get what `megatron-dpop train` gives its ranks.
     from megatron_dpop.runtime.launch import ALLOCATOR_SETTINGS

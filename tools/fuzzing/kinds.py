@@ -56,7 +56,7 @@ def _yaml(tree: Any) -> bytes:
         return mutate.as_json(tree)
 
 
-class Pairs(Kind):
+class PairFiles(Kind):
     """A data file of each type, through inspection or a dry run of training on it."""
 
     name = "pairs"
@@ -283,5 +283,5 @@ class RunFolders(Kind):
 
 
 KINDS: dict[str, type[Kind]] = {
-    kind.name: kind for kind in (Configs, Pairs, HuggingFaceFolders, TorchDistFolders, RunFolders)
+    kind.name: kind for kind in (Configs, PairFiles, HuggingFaceFolders, TorchDistFolders, RunFolders)
 }

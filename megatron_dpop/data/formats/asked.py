@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..records import (
+    LEADING,
     BadRowError,
     Completion,
     Message,
@@ -16,11 +17,10 @@ from ..records import (
     text_of,
     tools_of,
 )
-from .fields import Fields, Notes
+from .fields import Notes, RowFields
 from .transcripts import nemo_prompt, open_transcript
 from .turns import said, turns_of
 
-LEADING = ("system", "developer")
 _PLACEHOLDERS = ("<image>", "<video>", "<audio>")
 
 
@@ -48,7 +48,7 @@ class Asked:
         return check_record(record, names)
 
 
-def asked(fields: Fields, notes: Notes) -> Asked:
+def asked(fields: RowFields, notes: Notes) -> Asked:
     """The prompt of a row whose answers stand by themselves."""
     value, name = fields.need("prompt"), fields.name("prompt")
     if isinstance(value, Mapping) and "messages" in value:  # OpenAI's preference files
@@ -65,12 +65,12 @@ def asked(fields: Fields, notes: Notes) -> Asked:
     return _asked(fields, notes, prompt)
 
 
-def after(fields: Fields, notes: Notes, messages: tuple[Message, ...]) -> Asked:
+def after(fields: RowFields, notes: Notes, messages: tuple[Message, ...]) -> Asked:
     """The prompt of a row that holds a whole conversation, of which `messages` go before the answer."""
     return _asked(fields, notes, messages)
 
 
-def _asked(fields: Fields, notes: Notes, prompt: Prompt, tools: Any = None, tools_name: str = "") -> Asked:
+def _asked(fields: RowFields, notes: Notes, prompt: Prompt, tools: Any = None, tools_name: str = "") -> Asked:
     prompt = _with_system(fields, _with_history(fields, prompt))
     if notes.media:
         _refuse_placeholders(prompt, notes.media)
@@ -92,7 +92,7 @@ def _tools(value: Any, name: str) -> tuple[dict[str, Any], ...] | None:
     )  # fmt: skip
 
 
-def _with_input(fields: Fields, prompt: str) -> str:
+def _with_input(fields: RowFields, prompt: str) -> str:
     if not fields.has("input"):
         return prompt
     extra = text_of(fields.get("input"), fields.name("input"))
@@ -101,14 +101,14 @@ def _with_input(fields: Fields, prompt: str) -> str:
     return f"{prompt}\n\n{extra}" if prompt.strip() else extra
 
 
-def _with_history(fields: Fields, prompt: Prompt) -> Prompt:
+def _with_history(fields: RowFields, prompt: Prompt) -> Prompt:
     if not fields.has("history"):
         return prompt
     earlier = turns_of(fields.get("history"), fields.name("history"))
     return (*earlier, *as_messages(prompt))
 
 
-def _with_system(fields: Fields, prompt: Prompt) -> Prompt:
+def _with_system(fields: RowFields, prompt: Prompt) -> Prompt:
     if not fields.has("system"):
         return prompt
     text, name = text_of(fields.get("system"), fields.name("system")), fields.name("system")

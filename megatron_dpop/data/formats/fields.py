@@ -32,7 +32,7 @@ BESIDE = ("system", "history", "tools", "chat_template_kwargs")  # roles that ev
 
 
 @dataclass(frozen=True)
-class Fields:
+class RowFields:
     """One row: `values` by role, and the columns that they came from, for messages."""
 
     values: Mapping[str, Any]

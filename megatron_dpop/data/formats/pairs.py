@@ -1,6 +1,7 @@
 """Pairs: a chosen and a rejected answer, with the prompt beside them or within."""
 
 from ..records import (
+    BEFORE_AN_ANSWER,
     BadRowError,
     Completion,
     Message,
@@ -13,15 +14,14 @@ from ..records import (
     text_of,
 )
 from .asked import after, asked
-from .fields import Fields, Notes
+from .fields import Notes, RowFields
 from .transcripts import is_transcript, whole_transcript, without_nemo_end
 from .turns import said, turns_of
 
 SIDES = ("chosen", "rejected")
-_BEFORE_AN_ANSWER = ("system", "developer", "user")
 
 
-def pair(fields: Fields, notes: Notes) -> list[Record]:
+def pair(fields: RowFields, notes: Notes) -> list[Record]:
     """A prompt with two answers, or two conversations of which the prompt, if it is there, repeats the beginning."""
     sides = [_side(fields, role, notes) for role in SIDES]
     names = tuple(fields.name(role) for role in SIDES)
@@ -29,10 +29,10 @@ def pair(fields: Fields, notes: Notes) -> list[Record]:
 
 
 def compare(
-    fields: Fields, notes: Notes, sides: list[str | tuple[Message, ...]], names: tuple[str, ...]
+    fields: RowFields, notes: Notes, sides: list[str | tuple[Message, ...]], names: tuple[str, ...]
 ) -> list[Record]:
     """The record of two answers or conversations, the better one first."""
-    whole = [not isinstance(side, str) and side[0]["role"] in _BEFORE_AN_ANSWER for side in sides]
+    whole = [not isinstance(side, str) and side[0]["role"] in BEFORE_AN_ANSWER for side in sides]
     if all(whole):
         chosen, rejected = sides
         assert not isinstance(chosen, str)
@@ -50,7 +50,7 @@ def compare(
     return [asked(fields, notes).answered(answers, (True, False), names)]
 
 
-def _side(fields: Fields, role: str, notes: Notes) -> str | tuple[Message, ...]:
+def _side(fields: RowFields, role: str, notes: Notes) -> str | tuple[Message, ...]:
     """An answer's text or messages, or a whole conversation's messages."""
     value, name = fields.need(role), fields.name(role)
     side = said(value, name)
@@ -68,7 +68,7 @@ def _side(fields: Fields, role: str, notes: Notes) -> str | tuple[Message, ...]:
 
 
 def _conversations(
-    fields: Fields,
+    fields: RowFields,
     notes: Notes,
     chosen: tuple[Message, ...],
     rejected: tuple[Message, ...],
@@ -93,7 +93,7 @@ def _conversations(
     return after(fields, notes, chosen[:shared]).answered(answers, (True, False), names)
 
 
-def _check_repeated(fields: Fields, notes: Notes, shared: tuple[Message, ...]) -> None:
+def _check_repeated(fields: RowFields, notes: Notes, shared: tuple[Message, ...]) -> None:
     """A prompt beside whole conversations repeats what they begin with; one that does not is not used."""
     if not fields.has("prompt"):
         return
@@ -110,14 +110,14 @@ def _check_repeated(fields: Fields, notes: Notes, shared: tuple[Message, ...]) -
         )
 
 
-def conversation_with_rejected(fields: Fields, notes: Notes) -> list[Record]:
+def conversation_with_rejected(fields: RowFields, notes: Notes) -> list[Record]:
     """messages that end with the chosen answer, and rejected_response or rejected_messages (ms-swift)."""
     name, rejected_name = fields.name("messages"), fields.name("rejected")
     chosen = turns_of(fields.need("messages"), name)
     value = fields.need("rejected")
     rejected = said(value, rejected_name)
     names = (name, rejected_name)
-    if not isinstance(rejected, str) and rejected[0]["role"] in _BEFORE_AN_ANSWER:
+    if not isinstance(rejected, str) and rejected[0]["role"] in BEFORE_AN_ANSWER:
         return [_conversations(fields, notes, chosen, rejected, names)]
     if chosen[-1]["role"] != "assistant" or len(chosen) < 2:
         raise BadRowError(f"`{name}` does not end with an answer that `{rejected_name}` could be compared with")
@@ -125,7 +125,7 @@ def conversation_with_rejected(fields: Fields, notes: Notes) -> list[Record]:
     return [after(fields, notes, chosen[:-1]).answered(answers, (True, False), names)]
 
 
-def listed_answers(fields: Fields, notes: Notes) -> list[Record]:
+def listed_answers(fields: RowFields, notes: Notes) -> list[Record]:
     """A list of two answers, the better one first (LLaMA-Factory's former `output`)."""
     value, name = fields.need("completion"), fields.name("completion")
     if not isinstance(value, list):

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..records import BadRowError, Completion, Record, answer_of, identity, kind_of
 from .asked import asked
-from .fields import Fields, Notes, is_missing_number, number_of
+from .fields import Notes, RowFields, is_missing_number, number_of
 from .turns import said
 
 COMPLETIONS = ("responses", "completions", "answers", "candidates", "generations")
@@ -16,7 +16,7 @@ TEXT_IN_ENTRY = ("response", "completion", "answer", "text", "content")
 UNRATED = "a completion without a rating"
 
 
-def parallel_lists(fields: Fields, notes: Notes) -> list[Record]:
+def parallel_lists(fields: RowFields, notes: Notes) -> list[Record]:
     """A list of completions and one of scores or ranks (`responses` with `scores`, `completions` with `ranks`)."""
     by = "scores" if "scores" in fields.columns else "ranks"
     name, by_name = fields.name("completions"), fields.name(by)
@@ -28,7 +28,7 @@ def parallel_lists(fields: Fields, notes: Notes) -> list[Record]:
     return _ranked(fields, notes, answers, scores)
 
 
-def gathered_rows(fields: Fields, notes: Notes) -> list[Record]:
+def gathered_rows(fields: RowFields, notes: Notes) -> list[Record]:
     """What `grouped` made of rows with one rated completion each."""
     name, by_name = fields.name("completion"), fields.name("score")
     answers = [_answer(value, name) for value in fields.need("completions")]
@@ -36,7 +36,7 @@ def gathered_rows(fields: Fields, notes: Notes) -> list[Record]:
     return _ranked(fields, notes, answers, scores)
 
 
-def rated_entries(fields: Fields, notes: Notes) -> list[Record]:
+def rated_entries(fields: RowFields, notes: Notes) -> list[Record]:
     """A list of objects, each with its text and its score or rank (UltraFeedback, Nectar, NeMo-RL)."""
     name = fields.name("completions")
     answers, scores = [], []
@@ -53,7 +53,7 @@ def rated_entries(fields: Fields, notes: Notes) -> list[Record]:
     return _ranked(fields, notes, answers, scores)
 
 
-def _list(fields: Fields, role: str) -> list[Any]:
+def _list(fields: RowFields, role: str) -> list[Any]:
     value = fields.need(role)
     if not isinstance(value, list):
         raise BadRowError(f"`{fields.name(role)}` is {kind_of(value)}; a list is needed")
@@ -72,7 +72,7 @@ def _score(value: Any, name: str, *, is_rank: bool) -> float | None:
     return -number if is_rank else number
 
 
-def _ranked(fields: Fields, notes: Notes, answers: list[Completion], scores: list[float | None]) -> list[Record]:
+def _ranked(fields: RowFields, notes: Notes, answers: list[Completion], scores: list[float | None]) -> list[Record]:
     """Repeated answers are one, with its best score: models often give the same short answer twice."""
     name = fields.name("completions" if "completions" in fields.columns else "completion")
     if not answers:

@@ -1,12 +1,11 @@
 """One completion a row: a label that says good or bad, or a demonstration to imitate."""
 
-from ..records import BadRowError, Message, Record, answer_of
+from ..records import BEFORE_AN_ANSWER, BadRowError, Message, Record, answer_of
 from .asked import Asked, after, asked
-from .fields import Fields, Notes, is_missing_number, label_of
+from .fields import Notes, RowFields, is_missing_number, label_of
 from .transcripts import is_transcript, whole_transcript, without_nemo_end
 from .turns import said, turns_of
 
-_BEFORE_AN_ANSWER = ("system", "developer", "user")
 NOT_TRAINED = "an assistant turn that its weight of 0 excludes"
 OPENING = "an assistant turn that opens the conversation and answers nothing"
 UNLABELLED = "no label"
@@ -14,7 +13,7 @@ UNLABELLED = "no label"
 _TRAINED_KEYS = ("weight", "loss_weight", "loss", "train", "training")
 
 
-def labelled(fields: Fields, notes: Notes) -> list[Record]:
+def labelled(fields: RowFields, notes: Notes) -> list[Record]:
     """A completion, or a whole conversation, and its label (KTO)."""
     label, name = fields.need("label"), fields.name("label")
     if is_missing_number(label):
@@ -26,21 +25,21 @@ def labelled(fields: Fields, notes: Notes) -> list[Record]:
     return [prompt.answered((answer if isinstance(answer, str) else answer_of(answer),), (good,), (fields.name(role),))]
 
 
-def demonstration(fields: Fields, notes: Notes) -> list[Record]:
+def demonstration(fields: RowFields, notes: Notes) -> list[Record]:
     """A prompt and an answer to imitate."""
     prompt, answer = _question_and_answer(fields, notes, "completion")
     completion = answer if isinstance(answer, str) else answer_of(answer)
     return [prompt.answered((completion,), (True,), (fields.name("completion"),))]
 
 
-def _question_and_answer(fields: Fields, notes: Notes, role: str) -> tuple[Asked, str | tuple[Message, ...]]:
+def _question_and_answer(fields: RowFields, notes: Notes, role: str) -> tuple[Asked, str | tuple[Message, ...]]:
     name = fields.name(role)
     value = said(fields.need(role), name)
     if isinstance(value, str) and not notes.plain:
         value = without_nemo_end(value)
         if is_transcript(value):
             value = whole_transcript(value) or value
-    if not isinstance(value, str) and value[0]["role"] in _BEFORE_AN_ANSWER:
+    if not isinstance(value, str) and value[0]["role"] in BEFORE_AN_ANSWER:
         last = next((index for index in range(len(value) - 1, -1, -1) if value[index]["role"] == "assistant"), 0)
         if last != len(value) - 1:
             raise BadRowError(f"`{name}` does not end with the assistant's answer")
@@ -50,7 +49,7 @@ def _question_and_answer(fields: Fields, notes: Notes, role: str) -> tuple[Asked
     return asked(fields, notes), value
 
 
-def every_answer(fields: Fields, notes: Notes) -> list[Record]:
+def every_answer(fields: RowFields, notes: Notes) -> list[Record]:
     """One record for every assistant message, with all that goes before it as the prompt."""
     value, name = fields.need("messages"), fields.name("messages")
     turns = None

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..records import Record
 from . import pairs, ranked, single
-from .fields import Fields, Notes
+from .fields import Notes, RowFields
 from .transcripts import is_transcript
 from .verdicts import JUDGED, judged
 
@@ -18,7 +18,7 @@ class Format:
     name: str
     kind: str  # what its rows are by themselves: pair, ranked, single or sft
     slots: Mapping[str, tuple[str, ...]]  # role -> names of columns that can have it
-    records: Callable[[Fields, Notes], list[Record]]  # BadRowError where the row is wrong
+    records: Callable[[RowFields, Notes], list[Record]]  # BadRowError where the row is wrong
     optional: tuple[str, ...] = ()  # roles of `slots` that need not be there
     fits: Callable[[Values], bool] = field(default=lambda values: True)
     grouped: bool = False  # rows of one prompt are gathered first

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..records import BadRowError, Record
-from .fields import Fields, Notes, is_missing_number, number_of
+from .fields import Notes, RowFields, is_missing_number, number_of
 from .pairs import compare
 from .turns import said
 
@@ -24,8 +24,8 @@ class Judged:
     better: Callable[[Any, str], int | None]
 
 
-def judged(how: Judged) -> Callable[[Fields, Notes], list[Record]]:
-    def records(fields: Fields, notes: Notes) -> list[Record]:
+def judged(how: Judged) -> Callable[[RowFields, Notes], list[Record]]:
+    def records(fields: RowFields, notes: Notes) -> list[Record]:
         verdict, name = fields.need("verdict"), fields.name("verdict")
         if is_missing_number(verdict):
             notes.leave_out(UNJUDGED)

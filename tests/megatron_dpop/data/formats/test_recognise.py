@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from megatron_dpop.data.formats import Fields, Layout, Notes, recognise
+from megatron_dpop.data.formats import Layout, Notes, RowFields, recognise
 from megatron_dpop.data.formats.ranked import grouped
 from megatron_dpop.data.kinds import as_kind, can_be
 from megatron_dpop.data.records import BadRowError, Record
@@ -19,7 +19,7 @@ def read(*rows: dict[str, Any], notes: Notes | None = None, **columns: str) -> t
     roles = {column: role for role, column in layout.columns.items()}
     by_role = [("", {roles[name]: value for name, value in row.items() if name in roles}) for row in rows]
     entries = grouped(by_role) if layout.form.grouped else by_role
-    found = [layout.form.records(Fields(values, layout.columns), notes or Notes()) for _, values in entries]
+    found = [layout.form.records(RowFields(values, layout.columns), notes or Notes()) for _, values in entries]
     return layout, [record for records in found for record in records]
 
 
