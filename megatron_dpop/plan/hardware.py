@@ -83,10 +83,9 @@ class Assumptions:
     The first group is fitted to published measurements (docs/plan.md) but where it says otherwise.
     """
 
-    linear: float = 0.64  # products of activations and weights, of large matrices
+    linear: float = 0.64  # products of activations and weights, of large matrices; grouped ones of experts too
     fp8_linear: float = 0.63  # quantisation included
     fp8_blockwise_linear: float = 0.52  # measured on one H100 (docs/gpu_results.md)
-    expert_linear: float = 0.50  # grouped products of experts (one published point)
     product_depth: float = 384.0  # a product over k entries takes (k + this) / k of the time: narrow ones are slower
     attention: float = 0.37  # FlashAttention 2, of long sequences
     cudnn_attention: float = 0.48

@@ -128,9 +128,8 @@ def _row_time(
     attention_products = [(tokens, *matrices[name]) for name in ("linear_qkv", "linear_proj")] * layers
     dense_products = [(tokens, *matrices[name]) for name in ("linear_fc1", "linear_fc2")] * (layers - mixtures)
     times = _products(attention_products + dense_products, assumptions.product_depth, linear_rate)
-    if mixtures:
-        products = mixture_products(architecture, choice, row) * mixtures
-        times += _products(products, assumptions.product_depth, hardware.bf16_flops * assumptions.expert_linear)
+    if mixtures:  # never in FP8
+        times += _products(mixture_products(architecture, choice, row) * mixtures, assumptions.product_depth, bf16)
     linear, hidden_gradient, weight_gradient = map(float, times)
     share = assumptions.cudnn_attention if choice.attention_kernel == "cudnn" else assumptions.attention
     keys = row.attended / row.tokens
