@@ -73,11 +73,6 @@ def read_config_file(path: Path) -> Fields:
     return Fields(path, values)
 
 
-def read_config_dtype(folder: Path) -> str:
-    """The dtype that a folder's `config.json` announces, as `dtype_of` says it. Raises UserError."""
-    return dtype_of(read_fields(folder))
-
-
 def dtype_of(fields: Fields) -> str:
     """The dtype that a `config.json` announces ("fp32", "bf16", "fp16"), fp32 where it names none. Raises UserError."""
     name = fields.get("dtype") or fields.get("torch_dtype")

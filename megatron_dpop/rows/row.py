@@ -55,10 +55,6 @@ class Row:
     member_weight: Reals | None  # [members], what each counts; None where all count 1
     example_ids: Ints  # [examples], index into the dataset
 
-    @property
-    def used_tokens(self) -> int:
-        return sum(sum(tree) for tree in self.trees)
-
 
 ALL_ALIKE = TokenWeights()
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dpop_base.architectures import RopeScaling, read_architecture
-from dpop_base.architectures.read import read_config_dtype
+from dpop_base.architectures.read import architecture_of, dtype_of, read_fields
 from dpop_base.errors import UserError
 
 LLAMA: dict[str, Any] = {
@@ -64,7 +64,7 @@ def test_llama2_without_later_fields(tmp_path: Path) -> None:
     assert not (a.attention_output_bias)
     assert not (a.tied_embeddings)
     assert not (a.qk_norm)
-    assert read_config_dtype(tmp_path) == "fp16"
+    assert dtype_of(read_fields(tmp_path)) == "fp16"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_qwen2_bias_and_idle_window(tmp_path: Path) -> None:
 def test_qwen1_72b(tmp_path: Path) -> None:
     a = read_architecture(folder(tmp_path, QWEN1))
     assert (a.family, a.ffn_hidden_size, a.head_dim, a.rope_theta) == ("qwen", 24576, 128, 1e6)
-    assert read_config_dtype(tmp_path) == "bf16"
+    assert dtype_of(read_fields(tmp_path)) == "bf16"
 
 
 def test_qwen1_beyond_its_training_length_is_out_of_reach(tmp_path: Path) -> None:
@@ -204,6 +204,6 @@ def test_values_of_any_kind_are_used_or_refused(config: dict[str, Any], tmp_path
     for name in {*config, *others, "use_sliding_window", "max_window_layers", "tie_word_embeddings", "bf16"}:
         for value in ODD:
             changed = folder(tmp_path, config | {name: value})
-            for read in (read_architecture, read_config_dtype):
+            for read in (architecture_of, dtype_of):
                 with contextlib.suppress(UserError):
-                    read(changed)
+                    read(read_fields(changed))

@@ -102,11 +102,6 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type="keyDown", key=character, text=character)
             self.call("Input.dispatchKeyEvent", type="keyUp", key=character)
 
-    def screenshot(self, target: Path) -> None:
-        """The whole page, beyond the window."""
-        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
-        target.write_bytes(base64.b64decode(data))
-
     def print_pdf(self, target: Path) -> None:
         data = self.call("Page.printToPDF", printBackground=False, preferCSSPageSize=True)["data"]
         target.write_bytes(base64.b64decode(data))

@@ -9,7 +9,7 @@ from megatron_dpop.data.examples import TokenizedExample
 from megatron_dpop.rows.row import TokenWeights, build_row
 from megatron_dpop.rows.shapes import example_shapes
 from tests.megatron_dpop.rows.examples import example, examples, lengths_of
-from tests.megatron_dpop.rows.walk import contexts, scored
+from tests.megatron_dpop.rows.walk import contexts, scored, used_tokens
 
 groups = st.lists(examples(), min_size=1, max_size=4)
 
@@ -55,7 +55,7 @@ def test_tokens_count_what_their_weights_say(
 def test_positions_and_padding(group: list[TokenizedExample], share: bool) -> None:
     row = build_row(group, range(len(group)), row_tokens=256, share_prefix=share)
     seen = contexts(row)
-    assert row.used_tokens == len(seen)
+    assert used_tokens(row) == len(seen)
     assert row.positions[: len(seen)].tolist() == [len(context) - 1 for context in seen]
     assert row.tokens[: len(seen)].tolist() == [context[-1] for context in seen]
     assert not row.tokens[len(seen) :].any()
@@ -87,7 +87,7 @@ def test_shapes_are_those_of_the_row(group: list[TokenizedExample], share: bool)
     )
     for at, one in enumerate(group):
         row = build_row([one], [at], row_tokens=256, share_prefix=share)
-        assert shapes.row_tokens[at] == row.used_tokens
+        assert shapes.row_tokens[at] == used_tokens(row)
         assert shapes.scores[at] == len(row.score_targets)
         assert shapes.attended[at] == sum(len(context) for context in contexts(row))
 
@@ -114,14 +114,14 @@ def test_sharing_reads_shared_tokens_once() -> None:
     pair = example([1] * 10, [[2] * 20 + [3, 4], [2] * 20 + [5, 4]])
     shared = build_row([pair], [0], row_tokens=64, share_prefix=True)
     unshared = build_row([pair], [0], row_tokens=64, share_prefix=False)
-    assert (shared.used_tokens, len(shared.score_targets)) == (32, 24)
-    assert (unshared.used_tokens, len(unshared.score_targets)) == (62, 44)
+    assert (used_tokens(shared), len(shared.score_targets)) == (32, 24)
+    assert (used_tokens(unshared), len(unshared.score_targets)) == (62, 44)
 
 
 def test_an_empty_row_is_all_padding() -> None:
     row = build_row([], [], row_tokens=64, share_prefix=True)
     assert row.trees == ()
-    assert row.used_tokens == 0
+    assert used_tokens(row) == 0
     assert not row.tokens.any()
     for name in ("score_positions", "score_targets", "member_score", "member_sequence", "sequence_lengths"):
         assert getattr(row, name).shape == (0,)

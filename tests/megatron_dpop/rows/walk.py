@@ -3,6 +3,10 @@
 from megatron_dpop.rows.row import Row
 
 
+def used_tokens(row: Row) -> int:
+    return sum(sum(tree) for tree in row.trees)
+
+
 def contexts(row: Row) -> list[tuple[int, ...]]:
     """For each token of the trees, in row order, the tokens it attends to, itself last."""
     found = []
