@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from benchmark import main
 from benchmarks.compare import summary
 from benchmarks.contenders import ContenderRun, Task
 
-from tests.tiny import write_model, write_pairs
+from tests.tiny import write_config, write_model, write_pairs
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -49,6 +52,39 @@ def test_ours_and_trls_train_to_the_same_losses(world: Path) -> None:
 def test_made_up_pairs_are_trained_on(world: Path) -> None:
     words = [str(world / "model"), "fixed:8,12,4", "--precision", "fp32", "--threads", "1", "--row-tokens", "128"]
     assert main(["compare", *words, "--steps", "2", "--batch-pairs", "2", "--contenders", "ours"]) == 0
+
+
+# What each benchmark is given here, besides the model, the pairs and a config.
+SMALL = {
+    "train": ["{config}", "--steps", "2"],
+    "checkpoint": ["{config}", "--repeats", "1"],
+    "data": ["{model}", "{pairs}", "--counts", "20", "--batch-pairs", "2"],
+    "logprob": ["--device", "cpu", "--scores", "8", "--hidden", "16", "--vocab", "128", "--repeats", "1"],
+    "attention": ["--device", "cpu", "--pairs-a-row", "1", "--heads", "2", "--kv-heads", "1", "--repeats", "1"],
+    "convert": ["--shapes", "tiny", "--folder", "{scratch}"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", SMALL)
+def test_a_benchmark_measures_something(benchmark: str, world: Path, tmp_path: Path) -> None:
+    pairs = [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()]
+    pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "pairs.parquet")
+    tree = write_config(world, world / "model", run={"dir": str(tmp_path / "run")})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    places = {
+        "{config}": tmp_path / "config.yaml",
+        "{model}": world / "model",
+        "{pairs}": tmp_path / "pairs.parquet",
+        "{scratch}": tmp_path / "scratch",
+    }
+    words = [str(places.get(word, word)) for word in SMALL[benchmark]]
+    command = [sys.executable, "benchmark.py", benchmark, *words, "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(command, cwd=TOOLS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())["numbers"]
+    numbers = [value for part in ([found] if isinstance(found, dict) else found) for value in part.values()]
+    assert any(isinstance(value, float) and value > 0 for value in numbers)
 
 
 def test_megatron_is_not_imported_before_a_device_is_chosen() -> None:

@@ -29,8 +29,9 @@ from dpop_base.errors import UserError
 
 SHARD_BYTES = 5_000_000_000  # what models are usually published in
 BLOCK_BYTES = 16 << 20
-# Qwen2.5's published shapes; hidden, layers, heads, key/value heads, feed-forward, tied.
+# Hidden, layers, heads, key/value heads, feed-forward, tied: Qwen2.5's published shapes, and one for a first look.
 SHAPES = {
+    "tiny": (64, 2, 4, 2, 96, True),
     "0.5B": (896, 24, 14, 2, 4864, True),
     "1.5B": (1536, 28, 12, 2, 8960, True),
     "7B": (3584, 28, 28, 4, 18944, False),
