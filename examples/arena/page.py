@@ -5,7 +5,6 @@ python examples/arena/page.py --results runs/arithmetic/results.jsonl
 Without --results they are written anew from the committed ones, docs/arena.jsonl.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import matplotlib.pyplot as plt
 
 from examples.arena.contest import EDITS, PROBLEMS, SEEDS, entry, trials
 from examples.arithmetic import style
-from examples.arithmetic.pages import fill, markdown, said_of_done
+from examples.arithmetic.pages import fill, markdown, results_to_show, said_of_done
 from examples.arithmetic.results import Estimate, Line, Results, estimate
 from examples.arithmetic.trials import PAIRS_A_STEP, RATE, STEPS
 from megatron_dpop.config.losses import PAIR_LOSSES
@@ -128,12 +127,6 @@ def committed() -> Results:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, help="take these into the committed ones first")
-    given = parser.parse_args()
-    kept = committed()
-    if given.results:
-        Results(given.results).keep(names(), kept.path)
-    page = Page(kept)
+    page = Page(results_to_show(__doc__ or "", committed(), names()))
     fill(DOCS / "arena.md", page.blocks())
     page.draw(DOCS / "images")

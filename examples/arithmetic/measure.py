@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from checkpoint_convert.rules.families import RULES
 from checkpoint_convert.rules.rule import from_megatron
-from megatron_dpop.analysis.spans import SPANS, PairLogps, share_below, summarise
+from megatron_dpop.analysis.spans import SPANS, Mean, PairLogps, share_below, summarise
 
 LONGEST_ANSWER = 40  # tokens; the longest right ones have 36
 
@@ -110,14 +110,15 @@ def token_summary(ours: Sequence[PairLogps], reference: Sequence[PairLogps], com
         "margin": _mean(margins),  # nats, without beta
         "pair_accuracy": _mean([float(margin > 0) for margin in margins]),
         # Nats a token of the chosen answers; of pairs that differ from the start on nothing stands before the edit.
-        **{
-            f"{span}_edit": mine[span].value - base[span].value if mine[span].count else None  # type: ignore[operator]
-            for span in SPANS
-        },
+        **{f"{span}_edit": _change(mine[span], base[span]) for span in SPANS},
         "fell_after_edit": share_below(
             [pair.chosen for pair in ours], [pair.chosen for pair in reference], common
         ).value,
     }
+
+
+def _change(mine: Mean, base: Mean) -> float | None:
+    return None if mine.value is None or base.value is None else mine.value - base.value
 
 
 def _mean(values: Sequence[float]) -> float:

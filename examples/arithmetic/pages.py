@@ -1,10 +1,22 @@
 """Parts of a page that are computed: each stands between two comments that name it."""
 
+import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dpop_base.files import write_text
+from examples.arithmetic.results import Results
+
+
+def results_to_show(description: str, committed: Results, names: Iterable[str]) -> Results:
+    """The committed results; `--results FILE` on the command line first puts that file's lines of `names` there."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, help="take the committed results from this file first")
+    given = parser.parse_args()
+    if given.results:
+        Results(given.results).keep(names, committed.path)
+    return committed
 
 
 def filled(text: str, blocks: Mapping[str, str]) -> str:

@@ -5,7 +5,6 @@ python examples/paper/accuracy_page.py --results runs/arithmetic/results.jsonl
 Without --results they are written anew from the committed ones, docs/paper/accuracy.jsonl.
 """
 
-import argparse
 import math
 import random
 import re
@@ -18,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import matplotlib.pyplot as plt
 
 from examples.arithmetic import style
-from examples.arithmetic.pages import fill, markdown, said_of_done
+from examples.arithmetic.pages import fill, markdown, results_to_show, said_of_done
 from examples.arithmetic.problems import low_edit_pair
 from examples.arithmetic.results import Estimate, Line, Results, estimate, over_seeds, paired_over_problems
 from examples.arithmetic.stage import Stage
@@ -104,7 +103,10 @@ class Page:
 
     def verdict(self) -> str:
         pairs = {f"β {beta:g}": (accuracy.of("dpop", 0, beta=beta), accuracy.of("dpo", 0, beta=beta)) for beta in BETAS}
-        pairs[f"β {BETA:g}, high edit distance"] = tuple(accuracy.of(loss, 0, edit="high") for loss in ("dpop", "dpo"))  # type: ignore[assignment]
+        pairs[f"β {BETA:g}, high edit distance"] = (
+            accuracy.of("dpop", 0, edit="high"),
+            accuracy.of("dpo", 0, edit="high"),
+        )
         return self.comparison("DPOP minus DPO", pairs)
 
     def against(self) -> str:
@@ -223,13 +225,7 @@ def committed() -> Results:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, help="take these into the committed ones first")
-    given = parser.parse_args()
-    kept = committed()
-    if given.results:
-        Results(given.results).keep(["start", *(one.name for one in accuracy.trials())], kept.path)
-    page = Page(kept)
+    page = Page(results_to_show(__doc__ or "", committed(), ["start", *(one.name for one in accuracy.trials())]))
     fill(DOCS / "accuracy.md", page.blocks())
     fill(DOCS / "README.md", {"sceptic": page.sceptic()})
     page.draw(DOCS / "accuracy.svg")

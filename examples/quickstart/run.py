@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -45,10 +46,10 @@ class Quickstart:
         print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open {self.run / 'report.html'}.")
         print("\n".join(next_steps(self.run, self.pairs, self.base)))
 
-    def _stage(self, title: str, work: object) -> None:
+    def _stage(self, title: str, work: Callable[[], None]) -> None:
         print(f"\n== {title}", flush=True)
         started = time.monotonic()
-        work()  # type: ignore[operator]
+        work()
         print(f"   {time.monotonic() - started:.0f} s", flush=True)
 
     def _fetch_model(self) -> None:

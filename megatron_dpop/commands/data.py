@@ -22,7 +22,6 @@ from megatron_dpop.data.rows import Location
 if TYPE_CHECKING:
     from megatron_dpop.analysis.scored_pairs import Scored
 
-Subparsers = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _MAKERS: dict[str, dict[str, Any]] = {
     "metamath": {
         "help": "worked answers: one intermediate calculation's result corrupted, the final answer untouched",
@@ -44,9 +43,9 @@ _MAKERS: dict[str, dict[str, Any]] = {
 }
 
 
-def register(subparsers: Subparsers) -> None:  # type: ignore[valid-type]
+def register(subparsers: Any) -> None:
     """Adds `data` and its sub-commands; the parsed arguments' `run(args)` works and returns the exit code."""
-    data = subparsers.add_parser(  # type: ignore[attr-defined]
+    data = subparsers.add_parser(
         "data",
         help="make preference pairs; look into a file of them, split it, filter it",
         epilog="example: megatron-dpop data inspect pairs.parquet",

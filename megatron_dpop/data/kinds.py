@@ -1,10 +1,13 @@
 """Records as the loss needs them: pairs, single labels, groups or demonstrations."""
 
 from dataclasses import replace
+from typing import Literal
 
 from dpop_base.choices import ExampleKind
 
 from .records import Completion, Record
+
+RowKind = Literal["pair", "ranked", "single", "sft"]  # what a file's rows are by themselves
 
 RULES = {
     "ranked": "the best completion against the worst",
@@ -13,11 +16,16 @@ RULES = {
     "sft": "the chosen completion alone",
 }
 
-# Losses for what cannot be made into every kind, by what rows are by themselves.
-LOSSES = {"single": "kto or sft", "sft": "sft"}
+# Losses for what cannot be made into every kind.
+LOSSES: dict[RowKind, str] = {"single": "kto or sft", "sft": "sft"}
 
 
-def can_be(natural: str, kind: ExampleKind) -> bool:
+def kind_to_use(natural: RowKind, asked: ExampleKind | None) -> ExampleKind:
+    """The kind that is asked for; without one rows are used as they are, and ranked completions as pairs."""
+    return asked or ("pair" if natural == "ranked" else natural)
+
+
+def can_be(natural: RowKind, kind: ExampleKind) -> bool:
     """Whether rows that are `natural` by themselves can be used as `kind`."""
     return {
         "pair": True,
@@ -42,7 +50,7 @@ def as_kind(record: Record, kind: ExampleKind) -> list[Record] | str:
     return [_only(pair, text, good) for text, good in zip(pair.completions, pair.preferred, strict=True)]
 
 
-def rule_text(natural: str, kind: ExampleKind) -> str:
+def rule_text(natural: RowKind, kind: ExampleKind) -> str:
     """The rule in words where rows are not used as they stand, else nothing."""
     if natural == "ranked" and kind in ("pair", "single"):
         return RULES["ranked"]

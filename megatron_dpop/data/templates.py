@@ -46,9 +46,9 @@ class PromptFormat:
         except ValueError:
             raise UserError(f"data.template_date: {self.date!r} is no date; write it as 2026-11-26") from None
 
-    @classmethod
-    def of(cls, given: "PromptFormat | str | None") -> "PromptFormat":
-        return given if isinstance(given, cls) else cls(given)  # type: ignore[arg-type]
+    @staticmethod
+    def of(given: "PromptFormat | str | None") -> "PromptFormat":
+        return given if isinstance(given, PromptFormat) else PromptFormat(given)
 
     @property
     def moment(self) -> datetime.datetime:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from dpop_base.errors import UserError
 
-MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+MediaType = Literal["image/png", "image/svg+xml"]
+MEDIA_TYPES: dict[str, MediaType] = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Figure:
     """A picture that the page carries inside itself. `alt` says in words what it shows."""
 
     image: bytes
-    media_type: Literal["image/png", "image/svg+xml"]
+    media_type: MediaType
     alt: str
     caption: str = ""
 
@@ -55,7 +56,7 @@ class Figure:
             image = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing picture") from None
-        return cls(image, media_type, alt, caption)  # type: ignore[arg-type]
+        return cls(image, media_type, alt, caption)
 
     @property
     def address(self) -> str:

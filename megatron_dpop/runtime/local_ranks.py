@@ -34,7 +34,7 @@ class Placement:
     port: int = 0
 
     def environment(self, local_rank: int) -> dict[str, str]:
-        values = {
+        values: dict[str, int | str] = {
             "RANK": self.node * self.ranks + local_rank,
             "WORLD_SIZE": self.nodes * self.ranks,
             "LOCAL_RANK": local_rank,
@@ -43,7 +43,7 @@ class Placement:
             "GROUP_WORLD_SIZE": self.nodes,
         }
         if self.nodes > 1:
-            values |= {"MASTER_ADDR": self.address, "MASTER_PORT": self.port}  # type: ignore[dict-item]
+            values |= {"MASTER_ADDR": self.address, "MASTER_PORT": self.port}
         return {name: str(value) for name, value in values.items()}
 
 

@@ -12,7 +12,7 @@ from benchmarks.memory import finish_launched, peak_bytes, reset_peak
 
 BETA = 0.1
 LEARNING_RATE = 5e-6
-ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+ADAM: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def config_tree(task: Task, options: dict[str, Any]) -> dict[str, Any]:
         "loss": {"name": "dpo", "beta": BETA},
         "optimizer": {
             "lr": LEARNING_RATE,
-            "betas": list(ADAM["betas"]),  # type: ignore[call-overload]
+            "betas": list(ADAM["betas"]),
             "eps": ADAM["eps"],
             "weight_decay": ADAM["weight_decay"],
             "schedule": "constant",

@@ -75,9 +75,9 @@ class Session:
         from megatron_dpop.training.reruns import Reruns
         from megatron_dpop.training.step import train_step
 
-        data = _TimedData(self.data) if self.timers is not None else self.data
+        data: Any = _TimedData(self.data) if self.timers is not None else self.data
         started = time.perf_counter()
-        metrics = train_step(self.engine, data, self.metrics, Reruns(), self.step)  # type: ignore[arg-type]
+        metrics = train_step(self.engine, data, self.metrics, Reruns(), self.step)
         seconds = time.perf_counter() - started
         self.step += 1
         parts = None

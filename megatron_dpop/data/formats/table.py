@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..kinds import RowKind
 from ..records import Record
 from . import pairs, ranked, single
 from .fields import Notes, RowFields
@@ -16,7 +17,7 @@ Values = Mapping[str, Sequence[Any]]  # role -> its values in the first rows, le
 @dataclass(frozen=True)
 class Format:
     name: str
-    kind: str  # what its rows are by themselves: pair, ranked, single or sft
+    kind: RowKind
     slots: Mapping[str, tuple[str, ...]]  # role -> names of columns that can have it
     records: Callable[[RowFields, Notes], list[Record]]  # BadRowError where the row is wrong
     optional: tuple[str, ...] = ()  # roles of `slots` that need not be there

@@ -16,7 +16,7 @@ from dpop_base.progress import track
 
 from ..build import fault_of
 from ..formats import Format, Notes
-from ..kinds import as_kind, can_be, rule_text
+from ..kinds import as_kind, can_be, kind_to_use, rule_text
 from ..reading import open_source, records_of
 from ..records import BadRowError, Prompt, Record, located, readable, text_of_content
 from ..rows import Location
@@ -113,7 +113,7 @@ def inspect_file(
     location = _location(source)
     is_plain = tokenizer is not None and tokenizer.is_plain
     form, layout_name, records = _records(location, columns, tally, plain=is_plain)
-    used_kind: ExampleKind = kind or ("pair" if form.kind == "ranked" else form.kind)  # type: ignore[assignment]
+    used_kind = kind_to_use(form.kind, kind)
     if not can_be(form.kind, used_kind):
         raise UserError(f"{location}: holds {form.name}, of which no {used_kind} data can be made")
     for batch in track(batched(records, _BATCH), f"reading {location.stem}", unit_size=_BATCH, show=progress):

@@ -19,7 +19,7 @@ from dpop_base.progress import track
 from ..build import fault_of
 from ..formats import Notes
 from ..formats.ranked import grouped
-from ..kinds import as_kind, can_be
+from ..kinds import as_kind, can_be, kind_to_use
 from ..reading import Reading, open_source, records_of
 from ..records import BadRowError, Record, located
 from ..rows import Location
@@ -61,7 +61,7 @@ def filter_rows(
     _check_suffix(output)
     reading = open_source(source, columns)
     form = reading.layout.form
-    used: ExampleKind = kind or ("pair" if form.kind in ("pair", "ranked") else form.kind)  # type: ignore[assignment]
+    used = kind_to_use(form.kind, kind)
     if not can_be(form.kind, used):
         raise UserError(f"{source}: holds {form.name}, of which no {used} data can be made")
     _check_names(source, conditions, used, tokenizer, scores)
