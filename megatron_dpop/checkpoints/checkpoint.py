@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.fp8_utils import is_float8tensor
 from megatron.core.models.gpt import GPTModel
@@ -132,11 +133,17 @@ def _allow_other_padding(state: dict[str, dict[str, Any]], architecture: Archite
 
 
 def _load(state: dict[str, Any], folder: Path, *, common: bool) -> dict[str, Any]:
+    """Raises UserError on all ranks where one of them finds damage in its own part."""
+    loaded: dict[str, Any] = {}
+    problem = None
     try:
-        return restricted.load(state, folder, common=common)
-    except UserError:
-        raise
+        loaded = restricted.load(state, folder, common=common)
+    except UserError as error:
+        problem = str(error)
     except Exception as error:  # a damaged file raises nearly anything
-        raise UserError(
-            f"{folder}: cannot load the checkpoint ({first_line(error)}); convert or copy it again"
-        ) from None
+        problem = f"{folder}: cannot load the checkpoint ({first_line(error)}); convert or copy it again"
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    if found := next(filter(None, problems), None):
+        raise UserError(found)
+    return loaded

@@ -15,16 +15,6 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / TRACKER).exists()
 
 
-def newest_named(folder: Path) -> Path | None:
-    """Returns the checkpoint that the tracker names, where there is one with checksums; it may be damaged."""
-    try:
-        text = (folder / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
-        named = folder / iteration_name(int(text)) if text.isascii() and text.isdecimal() else None
-        return named if named is not None and (named / CHECKSUMS).is_file() else None
-    except (OSError, ValueError):  # `complete_iterations` will say what is wrong
-        return None
-
-
 def saved_iterations(folder: Path) -> list[int]:
     """Returns the iterations of a run's checkpoints, oldest first, by their names; other entries are left alone."""
     numbers = [path.name.removeprefix("iter_") for path in folder.glob("iter_*") if path.is_dir()]

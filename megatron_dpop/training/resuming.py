@@ -10,9 +10,9 @@ from checkpoint_convert.lora import Lora, write_adapter_config
 from dpop_base.checkpoint_names import ASSETS, iteration_name
 from dpop_base.errors import UserError
 from megatron_dpop.checkpoints import checkpoint
-from megatron_dpop.checkpoints.complete import complete_iterations, has_checkpoint, newest_named
-from megatron_dpop.checkpoints.digests import Digests, begin_digests, digests_by_all_ranks
-from megatron_dpop.checkpoints.intact import content_files, damage
+from megatron_dpop.checkpoints.complete import complete_iterations, has_checkpoint
+from megatron_dpop.checkpoints.digests import digests_by_all_ranks
+from megatron_dpop.checkpoints.intact import damage
 from megatron_dpop.config.load import as_dict
 from megatron_dpop.config.schema import LoraConfig
 from megatron_dpop.plan.flops import adapter_parameters
@@ -59,23 +59,9 @@ def keep_identity(run: Run) -> None:
         write_identity(run.folder.path, identity)
 
 
-def begin_reading_newest(checkpoints: Path) -> Digests:
-    """Begins to read the newest checkpoint of a run, to compare it with its checksums; every rank calls it.
-
-    The model is built meanwhile, so that a check of all bytes takes little time of its own, and what is loaded after
-    it comes from the page cache.
-    """
-    found = [newest_named(checkpoints) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found, src=0)
-    return digests_by_all_ranks if found[0] is None else begin_digests(content_files(found[0]).values())
-
-
-def load_policy(run: Run, digests: Digests = digests_by_all_ranks) -> int:
-    """Fills the model; returns the steps already taken. `digests`: those of checkpoints' files.
-
-    Every rank calls it. Raises UserError.
-    """
-    done = _newest_checkpoint(run, digests)
+def load_policy(run: Run) -> int:
+    """Fills the model; returns the steps already taken. Every rank calls it. Raises UserError."""
+    done = _newest_checkpoint(run)
     if done is None:
         if not run.engine.adapters:
             run.starting_weights.load(run.engine)
@@ -84,16 +70,16 @@ def load_policy(run: Run, digests: Digests = digests_by_all_ranks) -> int:
     return done
 
 
-def _newest_checkpoint(run: Run, digests: Digests) -> int | None:
+def _newest_checkpoint(run: Run) -> int | None:
     """Loads the newest checkpoint that is whole and returns its iteration; None where a run has none yet.
 
-    Each checkpoint is read wholly before anything of it is loaded, and nothing of a damaged one is taken.
+    Loading finds damage in a tensor as it reads it: the checkpoint before is then loaded over all that was taken.
     """
     engine, checkpoints, say = run.engine, run.folder.checkpoints, run.console.say
     if engine.adapters:
         run.starting_weights.load(engine)  # a checkpoint holds the adapters alone
     candidates = complete_iterations(checkpoints, say)
-    is_half_loaded = False
+    any_damaged = False
     while True:
         found = [next(candidates, None) if dist.get_rank() == 0 else None]
         dist.broadcast_object_list(found, src=0)  # all ranks go on from what one of them saw
@@ -101,18 +87,18 @@ def _newest_checkpoint(run: Run, digests: Digests) -> int | None:
         if iteration is None:
             break
         folder = checkpoints / iteration_name(iteration)
-        reason = damage(folder, digests)
+        reason = damage(folder, digests_by_all_ranks, tensors=False)
         if reason is None:
             try:
                 checkpoint.resume(engine, checkpoints, iteration)
-            except UserError as error:  # of a checkpoint without checksums, an older version's
-                is_half_loaded = True
+            except UserError as error:
                 reason = str(error)
             else:
                 say(f"resuming after step {iteration} from {checkpoints}")
                 return iteration
+        any_damaged = True
         say(f"passing over {folder}: {reason}")
-    if is_half_loaded:
+    if any_damaged:
         raise UserError(f"{checkpoints}: no checkpoint can be loaded; restore one, or remove them to begin anew")
     return None
 

@@ -7,28 +7,25 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_dpop.checkpoints.digests import Digests, digests_by_all_ranks
 from megatron_dpop.config import Config
 from megatron_dpop.runtime import processes
 from megatron_dpop.runtime.peers import watching_peers
 from megatron_dpop.runtime.stop import StoppedError, StopRequest, UnhealthyError
 from megatron_dpop.tracking.outcome import outcome
-from megatron_dpop.tracking.run_folder import RunFolder
 from megatron_dpop.training.export import export_model
 from megatron_dpop.training.inputs import Inputs
 from megatron_dpop.training.loop import Loop
 from megatron_dpop.training.reference_cache import step_data
-from megatron_dpop.training.resuming import begin, begin_reading_newest, keep_identity, load_policy
+from megatron_dpop.training.resuming import begin, keep_identity, load_policy
 from megatron_dpop.training.run import Run, build_run
 
 
 def train(config: Config, inputs: Inputs, device: torch.device, stop: StopRequest, *, quiet: bool = False) -> None:
     """Trains, or goes on where a killed run stopped; every rank calls it. Raises StoppedError once `stop` was asked."""
-    digests = begin_reading_newest(RunFolder(config).checkpoints)
     run = build_run(config, inputs, device, stop, quiet=quiet)
     with record_outcome(run, lambda: f"trained {run.steps_taken} steps"):
         with watching_peers():
-            train_steps(run, digests)
+            train_steps(run)
         rank = dist.get_rank()
         processes.shut_down()
         if rank == 0 and config.checkpoint.export_hf:  # the other ranks have left, and their memory is free
@@ -50,12 +47,12 @@ def compute_references(
         processes.shut_down()
 
 
-def train_steps(run: Run, digests: Digests = digests_by_all_ranks) -> None:
-    """Does everything of a run but its export. `digests`: those of its checkpoints' files, perhaps begun before."""
+def train_steps(run: Run) -> None:
+    """Does everything of a run but its export."""
     wandb = begin(run)
     train, validation = step_data(run)
     torch.cuda.empty_cache()  # a forward-only pass keeps blocks of other sizes than training needs
-    first_step = load_policy(run, digests)
+    first_step = load_policy(run)
     loop = Loop(run, wandb)
     run.steps_taken = loop.run(train, validation, first_step=first_step)
     run.best_iteration = loop.best.iteration if loop.best is not None else None

@@ -52,19 +52,23 @@ class StartingWeights:
 
     def load(self, engine: Engine) -> None:
         """Fills the engine's model. Raises UserError where the weights are damaged and cannot be converted anew."""
-        reason = self._damage()
-        if reason and self._converted is not None:
-            self._say(f"{self.folder}: {reason}; {self.model} is converted anew")
+        try:
+            self._load(engine)
+        except UserError as error:
+            if self._converted is None:
+                raise
+            self._say(f"{error}; {self.model} is converted anew")
             self._convert(again=True)
-            reason = self._damage()
+            self._load(engine)
+
+    def _load(self, engine: Engine) -> None:
+        if self._converted is None:  # its digests are those of this start, which has read every byte
+            reason = damage(self.folder, lambda paths: {path: self._digests[path.name] for path in paths})
+        else:
+            reason = damage(self.folder, digests_by_all_ranks, tensors=False)
         if reason:
             raise UserError(f"{self.folder}: {reason}; copy or convert the checkpoint again")
         checkpoint.load_weights(engine, self.folder)
-
-    def _damage(self) -> str | None:
-        if self._converted is None:  # its digests are those of this start
-            return damage(self.folder, lambda paths: {path: self._digests[path.name] for path in paths})
-        return damage(self.folder, digests_by_all_ranks)
 
     def _convert(self, *, again: bool) -> None:
         assert self._converted is not None

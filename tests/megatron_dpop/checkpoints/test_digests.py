@@ -1,11 +1,11 @@
-"""Digests that all ranks make together are those of one process, begun before or not."""
+"""Digests that all ranks make together are those of one process."""
 
 from pathlib import Path
 
 import pytest
 
 from dpop_base.errors import UserError
-from megatron_dpop.checkpoints.digests import begin_digests, digests_by_all_ranks, digests_here
+from megatron_dpop.checkpoints.digests import digests_by_all_ranks, digests_here
 from tests.distributed import run_ranks
 
 
@@ -20,26 +20,10 @@ def files(tmp_path: Path) -> list[Path]:
 def _compare(files: list[Path]) -> None:
     expected = digests_here(files)
     assert digests_by_all_ranks(files) == expected
-    begun = begin_digests(files[:2])
-    for asked in (files[:2], files[1:2], files):
-        found = begun(asked)
-        assert {path: found[path] for path in asked} == {path: expected[path] for path in asked}
     with pytest.raises(UserError, match="missing: cannot be read"):
-        begin_digests([files[0].with_name("missing")])([files[0].with_name("missing")])
+        digests_by_all_ranks([files[0].with_name("missing")])
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_all_ranks_find_what_one_process_does(files: list[Path], ranks: int) -> None:
     run_ranks(_compare, ranks, files)
-
-
-def _change(files: list[Path]) -> None:
-    begun = begin_digests(files)
-    before = begun(files)
-    files[0].write_bytes(b"changed")
-    assert begun(files) == before
-    assert digests_by_all_ranks(files) != before
-
-
-def test_what_was_begun_is_not_read_again(files: list[Path]) -> None:
-    run_ranks(_change, 1, files)

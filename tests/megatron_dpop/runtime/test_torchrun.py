@@ -98,13 +98,22 @@ def test_no_rank_outlives_a_killed_launcher(tmp_path: Path) -> None:
     assert _gone(pids)
 
 
+def _heed_interrupts() -> None:
+    """Undoes what a shell does to commands that it starts in the background: they ignore the signal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_second_interrupt_leaves_at_once(tmp_path: Path) -> None:
     """As a terminal sends it: to the launcher and its ranks, which leave the first to the launcher."""
     code = "import signal, sys, time, os; signal.signal(signal.SIGTERM, lambda *_: open(sys.argv[1] + '/asked', 'w'))\n"
     (tmp_path / "rank.py").write_text(code + LIVING)
     launcher = [sys.executable, "-m", "megatron_dpop.runtime.torchrun", "--nproc-per-node", "2"]
     process = subprocess.Popen(
-        [*launcher, str(tmp_path / "rank.py"), str(tmp_path)], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*launcher, str(tmp_path / "rank.py"), str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_heed_interrupts,
     )
     pids = _pids(tmp_path, process)
     os.killpg(process.pid, signal.SIGINT)

@@ -52,19 +52,21 @@ def _ruin_without_checksums(checkpoint: Path) -> None:
 
 
 SPOILT = {
-    "bit": (_flip_largest, "distcp is damaged: its content has changed"),
-    "content": (_ruin_without_checksums, ".distcp"),
+    "bit": (_flip_largest, "distcp: is damaged: the ", 1),
+    "content": (_ruin_without_checksums, ".distcp", 1),
+    "bit of one rank's": (_flip_largest, "distcp: is damaged: the ", 2),
 }
 
 
 @pytest.mark.parametrize("case", SPOILT)
 def test_a_damaged_checkpoint_is_passed_over_and_a_run_may_grow(world: Path, case: str) -> None:
     """From the checkpoint before, a longer run goes on as if it had never been interrupted, or shorter."""
-    spoil, reason = SPOILT[case]
-    run = world / case
-    short, long = (_tree(world, case, steps=steps) for steps in (4, 6))
+    spoil, reason, ranks = SPOILT[case]
+    run, parallel = world / case, {"tensor": ranks}
+    short, long = (_tree(world, case, steps=steps, parallel=parallel) for steps in (4, 6))
     again = partial(spoil, run / "checkpoints" / "iter_0000004")
-    _, resumed, whole = run_ranks(run_here, 1, short, again, long, _tree(world, f"whole_{case}", steps=6))[0]
+    undisturbed = _tree(world, f"whole {case}", steps=6, parallel=parallel)
+    _, resumed, whole = run_ranks(run_here, ranks, short, again, long, undisturbed)[0]
     assert f"passing over {run / 'checkpoints' / 'iter_0000004'}: " in resumed.said
     assert reason in resumed.said
     assert "resuming after step 2" in resumed.said
