@@ -14,6 +14,7 @@ import yaml
 from checkpoint_convert.locate import assets_folder
 from dpop_base.architectures import read_architecture
 from dpop_base.errors import UserError
+from dpop_base.run_names import HF, METRICS
 from megatron_dpop.config import load_config
 from megatron_dpop.config.load import config_from_dict
 from megatron_dpop.plan.choice import check_choice
@@ -31,11 +32,11 @@ class TrainedRun:
     @property
     def model(self) -> Path:
         """The exported model, which `transformers` loads."""
-        return self.path / "hf"
+        return self.path / HF
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns one table of metrics a step, as `metrics.jsonl` has them."""
-        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
 

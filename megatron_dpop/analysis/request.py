@@ -8,6 +8,7 @@ from typing import Any
 from dpop_base.architectures import Architecture
 from dpop_base.checkpoint_names import TRACKER
 from dpop_base.errors import UserError
+from dpop_base.run_names import CHECKPOINTS, CONFIG, HF
 from megatron_dpop.config import Config, load_config
 from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens
 from megatron_dpop.config.load import as_dict, config_from_dict, override
@@ -106,13 +107,13 @@ def check_config(config: Config, architecture: Architecture) -> None:
 def _read_subject(path: Path) -> _Subject:
     if not path.exists() and len(path.parts) != 2:  # a name of two parts may be a model on the hub
         raise UserError(f"{path}: no such folder; give a run's folder, a Hugging Face folder or a Megatron checkpoint")
-    if not (path / "config.yaml").is_file():
+    if not (path / CONFIG).is_file():
         return _Subject(path, str(path))
-    config = load_config(path / "config.yaml")
-    if config.lora is None and (path / "checkpoints" / TRACKER).is_file():
-        return _Subject(path, path / "checkpoints", config)
-    if (path / "hf").is_dir():
-        return _Subject(path, path / "hf", config)
+    config = load_config(path / CONFIG)
+    if config.lora is None and (path / CHECKPOINTS / TRACKER).is_file():
+        return _Subject(path, path / CHECKPOINTS, config)
+    if (path / HF).is_dir():
+        return _Subject(path, path / HF, config)
     raise UserError(f"{path}: the run has no trained weights (checkpoints/ or hf/) yet; wait for its first checkpoint")
 
 

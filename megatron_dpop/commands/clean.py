@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpop_base.errors import UserError
+from dpop_base.run_names import BEST, CONFIG
 
 DAY_SECONDS = 24 * 3600
 
@@ -66,13 +67,13 @@ def _remove(path: Path) -> None:
 
 
 def _check_run(run: Path) -> None:
-    if not (run / "config.yaml").is_file():
+    if not (run / CONFIG).is_file():
         raise UserError(f"{run}: not a run (it has no config.yaml); give a run's folder")
 
 
 def _best(run: Path) -> int | None:
     """The step of the best checkpoint, where the run has one. Raises UserError where its record cannot be read."""
-    record = run / "best.json"
+    record = run / BEST
     try:
         return int(json.loads(record.read_bytes())["step"])
     except FileNotFoundError:

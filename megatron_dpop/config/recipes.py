@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpop_base.errors import UserError
+from dpop_base.run_names import CHECKPOINTS
 
 Tree = dict[str, Any]
 
@@ -35,7 +36,7 @@ def expand(recipe: Tree) -> list[Tree]:
         if is_chain(recipe):
             config.setdefault("checkpoint", {}).setdefault("export_hf", number == len(stages))
             if configs:
-                config["model"]["path"] = str(Path(configs[-1]["run"]["dir"]) / "checkpoints")
+                config["model"]["path"] = str(Path(configs[-1]["run"]["dir"]) / CHECKPOINTS)
         configs.append(config)
     return configs
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from dpop_base.run_names import HF
 from megatron_dpop.data.inspection.report import prompt_hash
 from megatron_dpop.evaluation.harness import LOCAL, Options
 from megatron_dpop.evaluation.problems import PROBLEMS, SEED, held_out_problems
@@ -128,7 +129,7 @@ def side_by_side(name: str, summaries: Sequence[dict[str, Any]]) -> Table:
 
 def model_names(folders: Sequence[str]) -> list[str]:
     """Each folder's last parts, as few as tell them apart; of a run's export the run."""
-    parts = [Path(folder).parts[:-1] if Path(folder).name == "hf" else Path(folder).parts for folder in folders]
+    parts = [Path(folder).parts[:-1] if Path(folder).name == HF else Path(folder).parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):

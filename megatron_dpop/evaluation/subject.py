@@ -6,10 +6,11 @@ from typing import Any
 
 from checkpoint_convert.locate import checkpoint_kind
 from dpop_base.errors import UserError
+from dpop_base.run_names import CONFIG, HEARTBEAT, HF, METRICS
 from megatron_dpop.config.plain_yaml import read_yaml
 from megatron_dpop.data.inspection.report import prompt_hashes
 
-RUN_FILES = ("config.yaml", "metrics.jsonl", "heartbeat.json")
+RUN_FILES = (CONFIG, METRICS, HEARTBEAT)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def find_subject(folder: Path) -> Subject:
 
 
 def _run(folder: Path) -> Subject:
-    exported = folder / "hf"
+    exported = folder / HF
     if not exported.is_dir():
         raise UserError(
             f"{folder}: this run has no hf/, the exported model; make it with: "
@@ -54,7 +55,7 @@ def _run(folder: Path) -> Subject:
         )
     checkpoint_kind(exported)
     try:
-        config = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = None
     return Subject(exported, folder / "eval", config if isinstance(config, dict) else {})

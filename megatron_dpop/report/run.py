@@ -9,6 +9,7 @@ from typing import Any
 
 from dpop_base.errors import UserError
 from dpop_base.metric_names import VALIDATION
+from dpop_base.run_names import CONFIG, ENVIRONMENT, METRICS
 from megatron_dpop.config.load import flatten
 from megatron_dpop.config.plain_yaml import read_yaml
 
@@ -77,9 +78,9 @@ def read_run(path: Path, *, name: str) -> ReportedRun:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run's folder (run.dir of its config)")
     notes: list[str] = []
-    metrics = _read_metrics(path / "metrics.jsonl", notes)
-    config = _read_mapping(path / "config.yaml", read_yaml, notes)
-    environment = _read_mapping(path / "environment.json", json.loads, notes)
+    metrics = _read_metrics(path / METRICS, notes)
+    config = _read_mapping(path / CONFIG, read_yaml, notes)
+    environment = _read_mapping(path / ENVIRONMENT, json.loads, notes)
     return ReportedRun(name, path, config, environment, metrics, tuple(notes))
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpop_base.run_names import SAMPLES
 from megatron_dpop.report.run import ReportedRun
 from megatron_dpop.report.sections import Section, Table, TableRow
 from megatron_dpop.report.text import MISSING
@@ -15,7 +16,7 @@ def sample_section(runs: Sequence[ReportedRun]) -> Section | None:
     """A table for each prompt, with a row for each run that answered it; None where no run did."""
     rows: dict[str, list[TableRow]] = {}
     for at, run in enumerate(runs):
-        for prompt, by_step in _answers(run.path / "samples.jsonl").items():
+        for prompt, by_step in _answers(run.path / SAMPLES).items():
             rows.setdefault(prompt, []).append(_row(run.name, by_step, at))
     columns = ["first validation", "last validation"]
     tables = [Table(columns, found, corner=_cut(prompt), is_text=True) for prompt, found in rows.items()]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dpop_base.architectures import Architecture
 from dpop_base.checkpoint_names import iteration_name
+from dpop_base.run_names import CHECKPOINTS, INITIAL
 from megatron_dpop.checkpoints.complete import complete_iterations, saved_iterations
 from megatron_dpop.checkpoints.digests import digests_here
 from megatron_dpop.checkpoints.intact import damage
@@ -70,7 +71,7 @@ def kept(folder: Path) -> str:
     """Says what lies in a run's folder, largest first, with sizes."""
     sizes = {entry.name + "/" * entry.is_dir(): size_of(entry) for entry in folder.iterdir()}
     shown = [f"{name} {in_units(size)}" for name, size in sorted(sizes.items(), key=lambda item: -item[1])][:4]
-    count = len(saved_iterations(folder / "checkpoints"))
+    count = len(saved_iterations(folder / CHECKPOINTS))
     shown = [f"{part} ({count} of them)" if part.startswith("checkpoints/") else part for part in shown]
     return f"{in_units(sum(sizes.values()))} in {folder}: {', '.join(shown)}"
 
@@ -93,7 +94,7 @@ def removable(folder: Path, *, keep: int, best: int | None) -> Iterator[Path]:
     and the best one. They are read for it: older ones are all that a run has left where the newest is damaged. Nothing
     is yielded of a run that has no whole checkpoint.
     """
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     saved = saved_iterations(checkpoints)
     complete = complete_iterations(checkpoints, lambda line: None) if saved else iter(())
     intact = (step for step in complete if damage(checkpoints / iteration_name(step), digests_here) is None)
@@ -103,5 +104,5 @@ def removable(folder: Path, *, keep: int, best: int | None) -> Iterator[Path]:
     for iteration in saved:
         if iteration not in (*staying, best) and iteration < staying[0]:
             yield checkpoints / iteration_name(iteration)
-    if (folder / "initial").is_dir():
-        yield folder / "initial"
+    if (folder / INITIAL).is_dir():
+        yield folder / INITIAL

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpop_base.files import write_json
+from dpop_base.run_names import HEARTBEAT
 from megatron_dpop.runtime import exits
 
-NAME = "heartbeat.json"
 SECONDS_BETWEEN = 5.0
 
 State = Literal["starting", "reference", "training", "exporting", "stopped", "unhealthy", "finished", "failed"]
@@ -26,7 +26,7 @@ class Heartbeat:
     """
 
     def __init__(self, folder: Path, *, silent: bool) -> None:
-        self._path = folder / NAME
+        self._path = folder / HEARTBEAT
         self._silent = silent
         self._written = 0.0
         self._values: dict[str, Any] = {"state": "starting", "saved": None}

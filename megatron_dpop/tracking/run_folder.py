@@ -14,6 +14,7 @@ import torch
 
 from dpop_base.errors import UserError
 from dpop_base.files import write_json, write_text
+from dpop_base.run_names import CHECKPOINTS, CONFIG, ENVIRONMENT, HEARTBEAT, HF, IDENTITY, INITIAL, METRICS, SAMPLES
 from megatron_dpop.config import Config, dump_config
 from megatron_dpop.config.load import as_dict, config_from_dict, flatten
 from megatron_dpop.config.plain_yaml import read_yaml
@@ -28,7 +29,7 @@ FREE_TO_CHANGE = (
 FREE_TO_GROW = ("train.steps",)
 
 # What `megatron-dpop reference` leaves in a run's folder before the run.
-MADE_BY_REFERENCE = {"reference", "initial", "heartbeat.json", "identity.json"}
+MADE_BY_REFERENCE = {"reference", INITIAL, HEARTBEAT, IDENTITY}
 
 PACKAGES = ("torch", "megatron-core", "transformers", "transformer-engine", "safetensors", "numpy")
 
@@ -39,12 +40,12 @@ class RunFolder:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.path = Path(config.run.dir)
-        self.checkpoints = self.path / "checkpoints"
-        self.initial = self.path / "initial"
-        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / CHECKPOINTS
+        self.initial = self.path / INITIAL
+        self.metrics = self.path / METRICS
         self.health = self.path / "health.jsonl"
-        self.samples = self.path / "samples.jsonl"
-        self.hf = self.path / "hf"
+        self.samples = self.path / SAMPLES
+        self.hf = self.path / HF
         self.adapter = self.path / "adapter"
         self.rows_left_out = self.path / "rows_left_out.jsonl"
         self.rejected_results = self.path / "rejected_results.log"
@@ -52,7 +53,7 @@ class RunFolder:
 
     def check(self) -> None:
         """Raises UserError where the folder belongs to another config."""
-        existing = self.path / "config.yaml"
+        existing = self.path / CONFIG
         if not existing.exists():
             names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
             if {name for name in names - MADE_BY_REFERENCE if not name.startswith(".")}:
@@ -75,8 +76,8 @@ class RunFolder:
 
     def write_start(self, *, world_size: int) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "config.yaml", dump_config(self.config))
-        write_json(self.path / "environment.json", environment(self.config, world_size))
+        write_text(self.path / CONFIG, dump_config(self.config))
+        write_json(self.path / ENVIRONMENT, environment(self.config, world_size))
 
     def write_rows_left_out(self, data: Mapping[str, TokenizedDataset | None]) -> None:
         """Which rows of each source gave no example, and why; no file where all did."""
@@ -93,7 +94,7 @@ class RunFolder:
 def _resolved(tree: dict[str, Any]) -> dict[str, Any]:
     """A config's keys, with the defaults of those that a newer version knows besides, for a kept one."""
     try:
-        config = config_from_dict(tree, origin="config.yaml")
+        config = config_from_dict(tree, origin=CONFIG)
         return flatten(as_dict(config))
     except UserError:  # of a version that knew other keys: the first that differs is named
         return flatten(tree)

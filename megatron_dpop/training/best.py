@@ -14,12 +14,11 @@ import torch.distributed as dist
 
 from dpop_base.checkpoint_names import iteration_name
 from dpop_base.files import write_json
+from dpop_base.run_names import BEST
 from megatron_dpop.checkpoints.complete import incompleteness, saved_iterations
 from megatron_dpop.checkpoints.saving import Saver
 from megatron_dpop.config.schema import BestConfig
 from megatron_dpop.tracking.run_folder import RunFolder
-
-RECORD = "best.json"
 
 
 @dataclass
@@ -76,7 +75,7 @@ class Best:
         self.saver.best, self._value, self._since = step, value, 0
         if dist.get_rank() == 0:
             record = {"step": step, "checkpoint": iteration_name(step), self.options.metric: value}
-            write_json(self.folder.path / RECORD, record)
+            write_json(self.folder.path / BEST, record)
 
     @property
     def is_patience_over(self) -> bool:

@@ -14,6 +14,7 @@ from checkpoint_convert.tensors.huggingface import HuggingFaceSource
 from dpop_base.checksums import digest, seal, unseal
 from dpop_base.errors import UserError
 from dpop_base.files import write_json
+from dpop_base.run_names import CHECKPOINTS, IDENTITY
 from megatron_dpop.checkpoints.complete import has_checkpoint
 from megatron_dpop.checkpoints.digests import Digests, digests_here
 from megatron_dpop.checkpoints.intact import content_files
@@ -22,7 +23,6 @@ from megatron_dpop.data.examples import TokenizedDataset
 from megatron_dpop.data.tokenizer import tokenizer_files
 from megatron_dpop.training.inputs import Inputs, tokenizer_folder
 
-NAME = "identity.json"
 CONFIG = "config.json"
 
 Files = dict[str, dict[str, Path]]  # by config key, then by a name that says which of its files
@@ -100,7 +100,7 @@ def _tokens(key: str, dataset: TokenizedDataset | None) -> dict[str, str]:
 
 def read_identity(folder: Path) -> Identity | None:
     """A run's, or None where it has none yet. Raises UserError where it is damaged."""
-    path = folder / NAME
+    path = folder / IDENTITY
     try:
         return Identity(**unseal(json.loads(path.read_bytes())))
     except (FileNotFoundError, NotADirectoryError):
@@ -113,13 +113,13 @@ def read_identity(folder: Path) -> Identity | None:
 
 
 def write_identity(folder: Path, identity: Identity) -> None:
-    write_json(folder / NAME, seal(asdict(identity)))
+    write_json(folder / IDENTITY, seal(asdict(identity)))
 
 
 def check_before_start(config: Config, inputs: Inputs) -> None:
     """What one process can tell soon: all but whether the weights are those that the run began with."""
     run = Path(config.run.dir)
-    began = read_identity(run) if has_checkpoint(run / "checkpoints") else None
+    began = read_identity(run) if has_checkpoint(run / CHECKPOINTS) else None
     if began is not None:
         check_same(began, identify(config, inputs, digests_here, with_weights=False), run)
 

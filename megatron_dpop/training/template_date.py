@@ -6,6 +6,7 @@ from pathlib import Path
 import torch.distributed as dist
 import yaml
 
+from dpop_base.run_names import CONFIG
 from megatron_dpop.config import Config
 from megatron_dpop.data.templates import today
 from megatron_dpop.training.identity import read_identity
@@ -40,7 +41,7 @@ def _began_on(folder: Path) -> str | None:
     """The date of the run in the folder, or of the reference that was computed for it; None where there is neither.
     Files that are damaged are reported by those who check them."""
     try:
-        kept = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        kept = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         date = kept["data"]["template_date"]
     except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
         date = None

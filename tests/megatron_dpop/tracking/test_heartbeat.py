@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_dpop.tracking.heartbeat import NAME, Heartbeat
+from dpop_base.run_names import HEARTBEAT
+from megatron_dpop.tracking.heartbeat import Heartbeat
 
 
 def test_changes_are_written_at_once_and_steps_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,7 +15,7 @@ def test_changes_are_written_at_once_and_steps_now_and_then(tmp_path: Path, monk
     heartbeat = Heartbeat(tmp_path, silent=False)
 
     def written() -> dict:
-        return json.loads((tmp_path / NAME).read_text())
+        return json.loads((tmp_path / HEARTBEAT).read_text())
 
     heartbeat.beat("training", step=1, steps=9)
     first = written()
