@@ -20,7 +20,7 @@ from megatron_dpop.pages.colours import OTHERS, light
 
 CHOSEN, GAP = "logps/chosen", "logps/chosen_minus_reference"
 SPANS = {"before": "before the edit", "first": "first differing token", "after": "after the edit"}
-SIDES = {"chosen": "preferred", "rejected": "dispreferred"}
+SIDES = ("chosen", "rejected")
 
 
 class Results:
@@ -66,14 +66,14 @@ def coloured(experiments: Sequence[Experiment]) -> list[tuple[Experiment, str]]:
 
 
 def curves(results: Results, experiments: Coloured, title: str) -> plt.Figure:
-    """Left the log-probability of the preferred answers over steps, validation; right the same against the reference,
+    """Left the log-probability of the chosen answers over steps, validation; right the same against the reference,
     training (thin: each step has other pairs) and validation (bold)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
     for one, colour in experiments:
         left.plot(*results.series(one, f"validation/{CHOSEN}"), "o-", color=colour, label=label(one))
         right.plot(*results.series(one, GAP), color=colour, linewidth=1, alpha=0.55)
         right.plot(*results.series(one, f"validation/{GAP}"), "o-", color=colour, label=label(one))
-    left.set_title("Preferred answers, validation")
+    left.set_title("Chosen answers, validation")
     right.set_title("Minus the reference: validation (bold), training (thin)")
     for axes in (left, right):
         finish(axes, x="step", y="nats an answer")
@@ -90,13 +90,13 @@ def token_bars(results: Results, experiments: Coloured, title: str) -> plt.Figur
     bars += [(label(one), results.of_tokens(one), colour) for one, colour in experiments]
     figure, both = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained", sharey=True)
     width = 0.8 / len(bars)
-    for axes, (side, name) in zip(both, SIDES.items(), strict=True):
+    for axes, side in zip(both, SIDES, strict=True):
         for at, (text, found, colour) in enumerate(bars):
             values = [found[side]["spans"][span]["value"] or 0.0 for span in SPANS]
             places = [place + (at - (len(bars) - 1) / 2) * width for place in range(len(SPANS))]
             axes.bar(places, values, width, color=colour, label=text)
         axes.set_xticks(range(len(SPANS)), SPANS.values())
-        axes.set_title(f"{name.capitalize()} answers")
+        axes.set_title(f"{side.capitalize()} answers")
         finish(axes, x="", y="mean nats a token")
     both[0].legend(frameon=False, fontsize=9, loc="lower left")
     figure.suptitle(title, fontweight="bold")
@@ -108,7 +108,7 @@ def by_position(results: Results, experiments: Coloured, title: str) -> plt.Figu
     pairs = experiments[0][0].pairs
     offsets = json.loads((results.root / "analysis" / f"{pairs}.json").read_text())["offsets"]
     figure, both = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained", sharey=True)
-    for axes, (side, name) in zip(both, SIDES.items(), strict=True):
+    for axes, side in zip(both, SIDES, strict=True):
         for one, colour in experiments:
             points = [
                 (offset, here["value"] - base["value"])
@@ -123,7 +123,7 @@ def by_position(results: Results, experiments: Coloured, title: str) -> plt.Figu
             axes.plot(*zip(*points, strict=True), color=colour, label=label(one), linewidth=1.5)
         axes.axhline(0, color="#8b929c", linewidth=1)
         axes.axvline(0, color="#8b929c", linewidth=1, linestyle=":")
-        axes.set_title(f"{name.capitalize()} answers")
+        axes.set_title(f"{side.capitalize()} answers")
         finish(axes, x="tokens from the first differing one", y="nats a token, minus the reference")
     both[0].legend(frameon=False, fontsize=9, loc="lower left")
     figure.suptitle(title, fontweight="bold")
@@ -186,7 +186,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     columns = {
         "accuracy": "accuracy",
         "margin": "margin",
-        "chosen_minus_reference": "preferred minus reference, nats an answer",
+        "chosen_minus_reference": "chosen minus reference, nats an answer",
         "chosen_before": "before, nats a token",
         "chosen_first": "first differing",
         "chosen_after": "after",

@@ -15,18 +15,18 @@ def aft_loss(batch: CompletionBatch, options: AftConfig) -> LossOutput:
     """log(1 + sum over chosen w and rejected l of exp(s_l - s_w)), one value per group.
 
     s is a completion's log-probability, summed over tokens, or averaged for `reduction: mean` (the paper's
-    score). `constraint: detached` lets no gradient into the dispreferred scores, so that the loss can only
-    raise the preferred ones. A group without either side has loss zero.
+    score). `constraint: detached` lets no gradient into the rejected scores, so that the loss can only
+    raise the chosen ones. A group without either side has loss zero.
 
     Metrics count completions; `rewards/accuracies` and `rewards/margins` count groups: whether every
-    preferred score is above every dispreferred one, and the difference of the sides' mean scores.
+    chosen score is above every rejected one, and the difference of the sides' mean scores.
     """
     scores = batch.logps / batch.lengths if options.reduction == "mean" else batch.logps
     preferred = batch.preferred
-    dispreferred_scores = scores.detach() if options.constraint == "detached" else scores
+    rejected_scores = scores.detach() if options.constraint == "detached" else scores
     # The double sum factors: sum_l exp(s_l) * sum_w exp(-s_w).
     winners = _group_log_sum_exp(-scores, preferred, batch)
-    losers = _group_log_sum_exp(dispreferred_scores, ~preferred, batch)
+    losers = _group_log_sum_exp(rejected_scores, ~preferred, batch)
     complete = _group_count(preferred, batch).bool() & _group_count(~preferred, batch).bool()
     # softplus; torch.nn.functional.softplus is linear, not exact, above 20.
     losses = torch.where(complete, -F.logsigmoid(-(winners + losers)), 0)
