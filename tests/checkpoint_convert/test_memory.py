@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,12 @@ from checkpoint_convert.rules.rule import from_megatron
 from checkpoint_convert.tensors.safetensors_file import safetensors_header
 from dpop_base.architectures import read_architecture
 from tests.checkpoint_convert.adapters import ALPHA, RANK, save_adapters
+from tests.dpop_base.architectures.test_published import PUBLISHED
 from tests.dpop_base.architectures.test_read import LLAMA
 
 VOCABULARY, HIDDEN = 500_000, 1024  # 1.02 GB of embedding in bf16
-LIMIT = 500 << 20
+LIMIT, LIMIT_30B = 500 << 20, 400 << 20
+QWEN3_30B: dict[str, Any] = PUBLISHED["Qwen/Qwen3-30B-A3B"]["config"]
 PYTORCH = 300 << 20  # what importing it takes
 
 
@@ -69,10 +72,31 @@ def test_merging_adapters_into_a_larger_tensor(tmp_path: Path) -> None:
     torch.testing.assert_close(rows, ALPHA / RANK * b[-3:] @ a, rtol=2.0**-8, atol=1e-6)
 
 
-def write_zeros(folder: Path, **sizes: int) -> int:
-    """A Llama of these sizes in bf16, all zeros, in a file that takes no disk; returns its bytes."""
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_as_many_tensors_as_a_mixture_of_30b_has(tmp_path: Path) -> None:
+    """The layers and experts of Qwen3-30B-A3B, 18,867 tensors, each far smaller."""
+    source = tmp_path / "hf"
+    write_zeros(source, QWEN3_30B, hidden_size=64, moe_intermediate_size=8, num_attention_heads=4, head_dim=16)
+    assert len(from_megatron(RULES["qwen3_moe"], read_architecture(source))) > 18_000
+    assert peak_of("hf-to-megatron", str(source), str(tmp_path / "megatron")) < LIMIT_30B
+    assert peak_of("megatron-to-hf", str(tmp_path / "megatron"), str(tmp_path / "back")) < LIMIT_30B
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_a_layer_as_large_as_a_mixture_of_30b_has(tmp_path: Path) -> None:
+    """All experts of a layer are one stacked tensor in Megatron's checkpoint, of 805 MB."""
+    source = tmp_path / "hf"
+    assert write_zeros(source, QWEN3_30B, num_hidden_layers=1, vocab_size=1000) > 2 * LIMIT_30B
+    assert peak_of("hf-to-megatron", str(source), str(tmp_path / "megatron")) < LIMIT_30B
+    assert peak_of("megatron-to-hf", str(tmp_path / "megatron"), str(tmp_path / "back")) < LIMIT_30B
+
+
+def write_zeros(folder: Path, like: dict[str, Any] = LLAMA, **sizes: int) -> int:
+    """A model of these sizes in bf16, all zeros, in a file that takes no disk; returns its bytes."""
     folder.mkdir()
-    config = LLAMA | sizes | {"tie_word_embeddings": True, "torch_dtype": "bfloat16"}
+    config = like | sizes | {"tie_word_embeddings": True, "torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(config))
     a = read_architecture(folder)
     recipes = from_megatron(RULES[a.family], a)

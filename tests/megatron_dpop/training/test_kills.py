@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.checkpoint_convert.models import save_chat_models
 from tests.distributed import run_ranks
 from tests.megatron_dpop.training.kills import counted_in, difference, kill, run_in
 from tests.tiny import write_config, write_model, write_pairs
+from tests.training import Outcome
 
 pytestmark = pytest.mark.slow
 
@@ -20,10 +23,10 @@ PHASES = {
 }
 
 
-def tree_of(folder: Path, run: str) -> dict:
+def tree_of(folder: Path, run: str, *, model: str = "model") -> dict:
     return write_config(
         folder,
-        folder / "model",
+        folder / model,
         precision={"params": "bf16"},
         data={"validation": str(folder / "pairs.jsonl")},
         train={"steps": 4},
@@ -43,3 +46,29 @@ def test_a_run_killed_at_any_operation_ends_the_same(tmp_path: Path) -> None:
         cache, tree = tmp_path / f"cache_{phase}", tree_of(tmp_path, phase)
         assert kill(cache, tree, at), phase
         assert difference(cache, tree, whole, tmp_path / "whole") is None, f"{phase}: {operations[at]}"
+
+
+KILLS, PARTS = 20, 5  # of one run each, and so many tests
+MIXTURE = "qwen3-moe-dense-between"
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, Outcome]:
+    """Where a mixture's runs are, how many operations one has, and one that was left alone, in `whole`."""
+    folder = save_chat_models([MIXTURE], tmp_path_factory.mktemp("killed_experts"), torch.bfloat16)
+    write_pairs(folder / "pairs.jsonl", 12)
+    operations = run_ranks(counted_in, 1, folder / "counted_cache", tree_of(folder, "counted", model=MIXTURE))[0]
+    (whole,) = run_ranks(run_in, 1, folder / "whole_cache", tree_of(folder, "whole", model=MIXTURE))[0]
+    return folder, len(operations), whole
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_run_of_experts_killed_twenty_times_ends_the_same(part: int, experts: tuple[Path, int, Outcome]) -> None:
+    """Twenty runs, each killed at another of its operations: its routes, too, are those of the run left alone."""
+    folder, operations, whole = experts
+    assert whole.metrics[0]["moe/route_agreement"] == 1.0
+    assert whole.metrics[3]["moe/route_agreement"] < 1.0
+    for number in range(part, KILLS, PARTS):
+        cache, tree = folder / f"cache_{number}", tree_of(folder, f"killed_{number}", model=MIXTURE)
+        assert kill(cache, tree, (2 * number + 1) * operations // (2 * KILLS)), number
+        assert difference(cache, tree, whole, folder / "whole") is None, number
