@@ -4,25 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from checkpoint_convert.rules.adapters import LINEARS, linears_of_module
 from dpop_base.errors import UserError
+from megatron_dpop.config.foreign_loss import LOSS_KEYS, convert_loss, number_of
 
 _LLAMA_FACTORY_S = ("stage", "finetuning_type", "cutoff_len", "pref_loss", "dataset_dir", "template")
-# loss_type of TRL and pref_loss of LLaMA-Factory.
-_LOSSES = {
-    "sigmoid": "dpo",
-    "hinge": "hinge",
-    "ipo": "ipo",
-    "robust": "robust",
-    "exo_pair": "exo",
-    "nca_pair": "nca",
-    "discopop": "discopop",
-    "apo_zero": "apo_zero",
-    "apo_down": "apo_down",
-    "bco_pair": "bco",
-    "sppo_hard": "sppo_hard",
-    "orpo": "orpo",
-    "simpo": "simpo",
-}
 WEIGHTS_ASSUMED = "data.train.weight: a share of each dataset, drawn by our own seed"
 _SCHEDULES = {
     "cosine": "cosine",
@@ -36,30 +22,20 @@ _WITHOUT_EFFECT = {
     *("do_train", "do_eval", "do_predict", "overwrite_output_dir", "overwrite_cache", "preprocessing_num_workers"),
     *("dataset_num_proc", "dataloader_num_workers", "ddp_timeout", "plot_loss", "log_level", "logging_first_step"),
     *("gradient_checkpointing_kwargs", "per_device_eval_batch_size", "remove_unused_columns", "save_only_model"),
-    *("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy", "attn_implementation", "flash_attn"),
-    *("precompute_ref_log_probs", "disable_tqdm", "bf16", "torch_dtype", "dtype"),
+    *("logging_strategy", "attn_implementation", "flash_attn", "use_flash_attention_2", "disable_tqdm"),
+    *("precompute_ref_log_probs", "torch_dtype", "dtype"),
 }
 # What is read below.
 _READ = {
-    *(
-        "stage",
-        "finetuning_type",
-        "use_peft",
-        "dataset_mixer",
-        "dataset_mixture",
-        "lr_scheduler_kwargs",
-        "dataset_splits",
-        "dataset_name",
-        "dataset_config",
-    ),
-    *("dataset_train_split", "dataset", "dataset_dir", "loss_type", "pref_loss", "beta", "pref_beta", "simpo_gamma"),
-    *("label_smoothing", "rpo_alpha", "pref_ftx", "ld_alpha", "discopop_tau", "per_device_train_batch_size"),
-    *("gradient_accumulation_steps", "max_steps", "num_train_epochs", "gradient_checkpointing", "lr_scheduler_type"),
-    *("warmup_steps", "warmup_ratio", "adam_beta1", "adam_beta2", "optim", "lora_r", "lora_rank", "lora_alpha"),
-    *("lora_dropout", "fp16", "report_to", "dpo_label_smoothing", "desirable_weight", "undesirable_weight"),
-    *("kto_chosen_weight", "kto_rejected_weight"),
+    *LOSS_KEYS,
+    *("stage", "finetuning_type", "use_peft", "dataset_mixer", "dataset_mixture", "dataset_splits", "dataset_name"),
+    *("dataset_config", "dataset_train_split", "dataset_test_split", "dataset", "eval_dataset", "dataset_dir"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs"),
+    *("gradient_checkpointing", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"),
+    *("adam_beta1", "adam_beta2", "optim", "lora_r", "lora_rank", "lora_alpha", "lora_dropout", "lora_target"),
+    *("lora_target_modules", "bf16", "fp16", "report_to", "eval_strategy", "evaluation_strategy", "save_strategy"),
 }
-_TARGETS = ("lora_target", "lora_target_modules")
+_ADAMW = ("adamw", "adamw_hf", "adamw_torch", "adamw_torch_fused", "adamw_apex_fused")
 _EVERY_LINEAR = (None, "all", "all-linear")
 _RENAMED: dict[str, str] = {
     "model_name_or_path": "model.path",
@@ -114,7 +90,7 @@ def convert(tree: Mapping[str, Any], *, gpus: int) -> Converted:
     found.put("run.dir", str(tree.get("output_dir") or "runs/converted"))
     for part in (_data, _loss, _length, _optimizer, _lora, _rest):
         part(found, tree, gpus)
-    known = {*_RENAMED, *_WITHOUT_EFFECT, *_READ, *(key for key in _TARGETS if tree.get(key) in _EVERY_LINEAR)}
+    known = {*_RENAMED, *_WITHOUT_EFFECT, *_READ}
     found.left_out += [f"{key}: {value!r}" for key, value in tree.items() if key not in known and value is not None]
     if found.config.get("logging", {}).get("wandb", {}).keys() == {"name"}:
         del found.config["logging"]["wandb"]
@@ -138,14 +114,6 @@ def _rename(found: Converted, key: str, value: Any) -> None:
         found.left_out.append(f"{key}: {value!r}")
 
 
-def _number(tree: Mapping[str, Any], key: str, default: float) -> float:
-    value = tree.get(key)
-    try:
-        return default if value is None else float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"config from: {key}: {value!r} is no number") from None
-
-
 def _data(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
     """What is trained on: alignment-handbook's mixer with its splits, TRL's name, LLaMA-Factory's names."""
     mixer, mixture = tree.get("dataset_mixer"), tree.get("dataset_mixture")
@@ -161,12 +129,15 @@ def _data(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
         if any(float(share) != 1 for share in mixer.values()):
             found.assumed.append(WEIGHTS_ASSUMED)
     elif tree.get("dataset_name"):
-        source = {"path": tree["dataset_name"], "split": tree.get("dataset_train_split", "train")}
-        found.put("data.train", [source | ({"subset": tree["dataset_config"]} if tree.get("dataset_config") else {})])
+        source = {"path": tree["dataset_name"]} | _subset(tree.get("dataset_config"))
+        found.put("data.train", [source | {"split": tree.get("dataset_train_split", "train")}])
+        if _strategy(tree, "eval") in ("steps", "epoch"):
+            found.put("data.validation", [source | {"split": tree.get("dataset_test_split", "test")}])
     elif tree.get("dataset"):
-        names = [name.strip() for name in str(tree["dataset"]).split(",")]
-        found.put("data.train", [{"path": name} for name in names])
-        found.assumed.append("data.train: names of dataset_info.json; give each one's file or hub name in their place")
+        for theirs, ours in (("dataset", "data.train"), ("eval_dataset", "data.validation")):
+            if names := [name.strip() for name in str(tree.get(theirs) or "").split(",") if name.strip()]:
+                found.put(ours, [{"path": name} for name in names])
+                found.assumed.append(f"{ours}: names of dataset_info.json; give each one's file or hub name there")
     else:
         found.put("data.train", "PAIRS")
         found.assumed.append("data.train: the file names no data; set it")
@@ -185,11 +156,9 @@ def _mixture(found: Converted, mixture: Mapping[str, Any]) -> None:
     for entry in mixture["datasets"]:
         if not isinstance(entry, dict) or not (name := entry.get("id") or entry.get("path")):
             raise UserError(f"config from: dataset_mixture: {entry!r} names no dataset; give its id")
-        source = {"path": name, "split": entry.get("split") or "train"}
-        if entry.get("config") not in (None, "default"):
-            source["subset"] = entry["config"]
+        source = {"path": name, "split": entry.get("split") or "train"} | _subset(entry.get("config"))
         if entry.get("weight") is not None:
-            source["weight"] = _number(entry, "weight", 1.0)
+            source["weight"] = number_of(entry, "weight", 1.0)
         sources.append(source)
         # Columns are those of the dataset's format, which is recognised (docs/data.md).
         read = {"id", "path", "split", "config", "weight", "columns"}
@@ -201,6 +170,18 @@ def _mixture(found: Converted, mixture: Mapping[str, Any]) -> None:
         found.left_out.append(
             f"dataset_mixture.test_split_size: {mixture['test_split_size']!r}; hold pairs out with `data split`"
         )
+    others = [key for key in mixture if key not in ("datasets", "test_split_size")]
+    found.left_out += [f"dataset_mixture.{key}: {mixture[key]!r}" for key in others]
+
+
+def _subset(name: Any) -> dict[str, Any]:
+    return {} if name in (None, "default") else {"subset": name}
+
+
+def _strategy(tree: Mapping[str, Any], of: str) -> str:
+    """`steps`, `epoch` or `no`, which YAML reads as false; nothing where the file is silent."""
+    value = tree.get(f"{of}_strategy", tree.get("evaluation_strategy") if of == "eval" else None)
+    return {None: "", False: "no"}.get(value, str(value))
 
 
 def _splits(tree: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -209,51 +190,36 @@ def _splits(tree: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def _loss(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
-    stage = tree.get("stage", "dpo")
-    if stage not in ("dpo", "kto", "sft"):
-        raise UserError(f"config from: stage: {stage!r} is no preference training; dpo, kto and sft are known")
-    theirs = tree.get("loss_type") or tree.get("pref_loss") or "sigmoid"
-    theirs = theirs[0] if isinstance(theirs, list) and len(theirs) == 1 else theirs
-    name = {"kto": "kto", "sft": "sft"}.get(stage) or (_LOSSES.get(theirs) if isinstance(theirs, str) else None)
-    if name is None:
-        raise UserError(f"config from: loss {theirs!r} has no counterpart; docs/losses.md lists ours")
-    loss: dict[str, Any] = {"name": name}
-    if name != "sft":
-        loss["beta"] = _number(tree, "beta" if "beta" in tree else "pref_beta", 0.1)
-    if name == "simpo":
-        loss["gamma"] = _number(tree, "simpo_gamma", 0.5)
-    if name == "kto":
-        for ours, theirs in (("desirable_weight", "kto_chosen_weight"), ("undesirable_weight", "kto_rejected_weight")):
-            loss[ours] = _number(tree, ours if ours in tree else theirs, 1.0)
-    if smoothing := _number(tree, "label_smoothing" if "label_smoothing" in tree else "dpo_label_smoothing", 0.0):
-        loss["label_smoothing"] = smoothing
-    if nll := _number(tree, "rpo_alpha" if "rpo_alpha" in tree else "pref_ftx", 0.0):
-        loss["nll_weight"] = nll
-    if tree.get("ld_alpha") is not None:
-        loss["ld_alpha"] = _number(tree, "ld_alpha", 1.0)
-    if name == "discopop":
-        loss["tau"] = _number(tree, "discopop_tau", 0.05)
-    found.config["loss"] = loss
+    found.config["loss"] = convert_loss(tree, found.assumed.append)
 
 
 def _length(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
     default = 8.0 if "per_device_train_batch_size" not in tree else 1.0
-    of_a_gpu = _number(tree, "per_device_train_batch_size", default) * _number(tree, "gradient_accumulation_steps", 1)
+    of_a_gpu = number_of(tree, "per_device_train_batch_size", default) * number_of(
+        tree, "gradient_accumulation_steps", 1
+    )
     found.put("train.global_batch_pairs", int(of_a_gpu * gpus))
     found.assumed.append(
         f"train.global_batch_pairs: {int(of_a_gpu)} on each of {gpus} GPUs; --gpus sets another number"
     )
-    steps = _number(tree, "max_steps", -1)
+    steps = number_of(tree, "max_steps", -1)
     if steps > 0:
         found.put("train.steps", int(steps))
     else:
-        found.put("train.epochs", _number(tree, "num_train_epochs", 3.0))
+        found.put("train.epochs", number_of(tree, "num_train_epochs", 3.0))
     if tree.get("gradient_checkpointing"):
         found.put("train.recompute", "full")
     found.config.setdefault("train", {}).setdefault("seed", 42)
     if tree.get("eval_steps") is not None and "validation" not in found.config.get("data", {}):
         found.left_out.append("eval_steps: there is no validation data; set data.validation and train.validate_every")
         found.config["train"].pop("validate_every", None)
+    for of, key in (("eval", "train.validate_every"), ("save", "checkpoint.every")):
+        if (strategy := _strategy(tree, of)) not in ("", "steps", "no"):
+            found.left_out.append(f"{of}_strategy: {strategy!r}; give {key} in steps")
+    if _strategy(tree, "eval") == "no":
+        found.config["train"].pop("validate_every", None)
+    if _strategy(tree, "save") == "no":
+        found.left_out.append("save_strategy: 'no'; a run is saved all the same, as checkpoint.every says")
 
 
 def _optimizer(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
@@ -264,38 +230,53 @@ def _optimizer(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
     section["schedule"] = _SCHEDULES.get(theirs, "cosine")
     options = dict(tree.get("lr_scheduler_kwargs") or {})
     if theirs == "cosine_with_min_lr":
-        share = _number(options, "min_lr_rate", 0.0)
-        section["min_lr"] = _number(options, "min_lr", share * section["lr"])
+        share = number_of(options, "min_lr_rate", 0.0)
+        section["min_lr"] = number_of(options, "min_lr", share * section["lr"])
         options = {key: value for key, value in options.items() if key not in ("min_lr", "min_lr_rate")}
     found.left_out += [f"lr_scheduler_kwargs.{key}: {value!r}" for key, value in options.items()]
     if theirs not in _SCHEDULES:
         found.left_out.append(f"lr_scheduler_type: {theirs!r}; cosine is taken in its place")
-    warmup = _number(tree, "warmup_steps", 0)
+    warmup = number_of(tree, "warmup_steps", 0)
     if warmup >= 1:
         section["warmup_steps"] = int(warmup)
     else:  # transformers 5 takes a share here
-        section["warmup_share"] = warmup or _number(tree, "warmup_ratio", 0.0)
-    betas = [_number(tree, "adam_beta1", 0.9), _number(tree, "adam_beta2", 0.999)]
+        section["warmup_share"] = warmup or number_of(tree, "warmup_ratio", 0.0)
+    betas = [number_of(tree, "adam_beta1", 0.9), number_of(tree, "adam_beta2", 0.999)]
     if betas != [0.9, 0.999]:
         section["betas"] = betas
-    if not str(tree.get("optim", "adamw")).startswith("adamw"):
+    if tree.get("optim", "adamw") not in _ADAMW:
         found.left_out.append(f"optim: {tree['optim']!r}; AdamW is taken in its place")
 
 
 def _lora(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
-    asked = tree.get("use_peft") if found.trainer == "TRL" else tree.get("finetuning_type", "lora") == "lora"
-    if not asked:
+    kind = tree.get("finetuning_type", "lora")
+    if kind not in ("lora", "full"):
+        raise UserError(f"config from: finetuning_type: {kind!r} has no counterpart; full and lora are known")
+    if not (tree.get("use_peft") if found.trainer == "TRL" else kind == "lora"):
         return
-    rank = int(_number(tree, "lora_r" if found.trainer == "TRL" else "lora_rank", 16 if found.trainer == "TRL" else 8))
-    alpha = _number(tree, "lora_alpha", 32 if found.trainer == "TRL" else 2 * rank)
-    dropout = _number(tree, "lora_dropout", 0.05 if found.trainer == "TRL" else 0.0)
+    rank = int(
+        number_of(tree, "lora_r" if found.trainer == "TRL" else "lora_rank", 16 if found.trainer == "TRL" else 8)
+    )
+    alpha = number_of(tree, "lora_alpha", 32 if found.trainer == "TRL" else 2 * rank)
+    dropout = number_of(tree, "lora_dropout", 0.05 if found.trainer == "TRL" else 0.0)
     found.config["lora"] = {"rank": rank, "alpha": alpha, "dropout": dropout}
-    found.assumed.append("lora.targets: all linear layers, with one A for those that Megatron fuses (docs/lora.md)")
+    key = "lora_target_modules" if found.trainer == "TRL" else "lora_target"
+    asked = tree.get(key)
+    modules = [] if asked in _EVERY_LINEAR else asked if isinstance(asked, list) else str(asked).split(",")
+    holding = {module: linears_of_module(str(module).strip()) for module in modules}
+    targets = [linear for linear in LINEARS if any(linear in linears for linears in holding.values())]
+    if targets and all(holding.values()):
+        found.config["lora"]["targets"] = targets
+    elif modules:
+        unknown = ", ".join(str(module) for module, linears in holding.items() if not linears)
+        found.left_out.append(f"{key}: {asked!r}: {unknown} is no linear layer of a model that is known here")
+    named = ", ".join(targets) if "targets" in found.config["lora"] else "all linear layers"
+    found.assumed.append(f"lora.targets: {named}, with one A for those that Megatron fuses (docs/lora.md)")
 
 
 def _rest(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
-    if tree.get("fp16"):
-        found.left_out.append("fp16: bf16 is taken in its place")
+    if tree.get("fp16") or tree.get("bf16") is False:
+        found.left_out.append(f"{'fp16' if tree.get('fp16') else 'bf16: False'}; precision.params is bf16")
     reports = tree.get("report_to") or []
     if "wandb" in ([reports] if isinstance(reports, str) else reports):
         found.put("logging.wandb.project", "huggingface")

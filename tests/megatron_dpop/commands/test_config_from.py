@@ -116,6 +116,7 @@ dataset_mixture:
     - {id: org/prefs, config: Preference, split: think, columns: [chosen, rejected], weight: 0.5}
     - {id: org/others, config: default, seed: 3}
   test_split_size: 2000
+  seed: 0
 """
 
 
@@ -130,6 +131,7 @@ def test_a_mixture_as_alignment_handbook_writes_it_today() -> None:
     assert [line.partition(":")[0] for line in found.left_out] == [
         "dataset_mixture.datasets.seed",
         "dataset_mixture.test_split_size",
+        "dataset_mixture.seed",
     ]
     config_from_dict(found.config, origin="test")
 
@@ -153,11 +155,67 @@ def test_the_losses_of_llama_factory(lines: str, expected: dict) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("beta: 2.5\ngamma_beta_ratio: 0.4", {"name": "simpo", "beta": 2.5, "gamma": 1.0}),  # SimPO's own trainer
+        ("loss_type: [sigmoid, sft]", {"name": "dpo", "beta": 0.1, "nll_weight": 1.0}),
+        (
+            "loss_type: [sigmoid, bco_pair, sft]\nloss_weights: [0.8, 0.2, 1.0]",
+            {
+                "name": "sum",
+                "terms": [
+                    {"name": "dpo", "beta": 0.1, "weight": 0.8, "nll_weight": 1.25},
+                    {"name": "bco", "beta": 0.1, "weight": 0.2},
+                ],
+            },
+        ),
+    ],
+)
+def test_the_losses_of_trl(lines: str, expected: dict) -> None:
+    found = convert(yaml.safe_load(f"model_name_or_path: m\ndataset_name: d\n{lines}\n"), gpus=1)
+    assert found.config["loss"] == expected
+    assert make_loss(found.config["loss"]).name == expected["name"]
+    assert found.left_out == []
+
+
+def test_a_file_that_names_no_loss_is_not_silently_one_for_dpo() -> None:
+    """The handbook's recipes for ORPO have the same keys as those for DPO."""
+    found = convert({"model_name_or_path": "m", "dataset_name": "d", "beta": 0.05}, gpus=1)
+    assert any(line.startswith("loss.name: dpo; the file names no loss_type") for line in found.assumed)
+
+
+@pytest.mark.parametrize(
+    ("lines", "config", "left_out"),
+    [
+        ("use_peft: true\nlora_target_modules: [q_proj, k_proj, v_proj, o_proj]", ["linear_qkv", "linear_proj"], []),
+        ("finetuning_type: lora\nlora_target: q_proj,down_proj", ["linear_qkv", "linear_fc2"], []),
+        ("use_peft: true\nlora_target_modules: [q_proj, lm_head]", None, ["lora_target_modules"]),
+    ],
+)
+def test_the_targets_of_adapters(lines: str, config: list[str] | None, left_out: list[str]) -> None:
+    found = convert(yaml.safe_load(f"model_name_or_path: m\ndataset: d\n{lines}\n"), gpus=1)
+    assert found.config["lora"].get("targets") == config
+    assert [line.partition(":")[0] for line in found.left_out] == left_out
+
+
+def test_when_they_validate_and_save() -> None:
+    theirs = "model_name_or_path: m\ndataset_name: d\neval_strategy: epoch\nsave_strategy: no\noptim: adamw_bnb_8bit\n"
+    found = convert(yaml.safe_load(theirs), gpus=1)
+    assert found.config["data"]["validation"] == [{"path": "d", "split": "test"}]
+    assert [line.partition(":")[0] for line in found.left_out] == ["eval_strategy", "save_strategy", "optim"]
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("a: 1\n", "neither a TRL nor a LLaMA-Factory config"),
         ("stage: ppo\n", "stage: 'ppo' is no preference training"),
-        ("model_name_or_path: m\nloss_type: [sigmoid, sft]\n", "has no counterpart"),
+        ("model_name_or_path: m\nloss_type: [sigmoid, aot]\n", "loss 'aot' has no counterpart"),
+        ("model_name_or_path: m\nloss_type: [sigmoid, sft]\nloss_weights: [1]\n", "are not one for each of loss_type"),
+        (
+            "model_name_or_path: m\nstage: dpo\nfinetuning_type: freeze\n",
+            "finetuning_type: 'freeze' has no counterpart",
+        ),
         ("model_name_or_path: m\nbeta: high\n", "beta: 'high' is no number"),
         ("- 1\n", "a mapping of keys, not list"),
         ("model_name_or_path: m\ndataset_mixture: {datasets: [1]}\n", "1 names no dataset; give its id"),
