@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from threading import Lock
-from typing import Any
+
+from dpop_base.pace import Pace, duration
 
 SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_LINES_OF_BYTES = 15.0
@@ -46,61 +47,71 @@ def byte_progress(title: str, total_bytes: int, *, done_bytes: int = 0, show: bo
 def _bar(title: str, total: int | None, *, done: int = 0, in_bytes: bool = False) -> Iterator[Advance]:
     # Imported where it is needed: importing rich takes longer than converting a small model.
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
 
-    counts: list[Any] = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
-    times: list[Any] = [TimeRemainingColumn()] if in_bytes else [TimeElapsedColumn(), TimeRemainingColumn()]
-    columns = (TextColumn("{task.description}"), BarColumn(), *counts, *times)
-    with Progress(*columns, console=Console(stderr=True), transient=not in_bytes) as progress:
+    pace = Pace(total, done=done)
+
+    class PaceColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(_of_bytes(pace) if in_bytes else str(pace))
+
+    counts = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), counts, PaceColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=not in_bytes, expand=True) as progress:
         task = progress.add_task(title, total=total, completed=done)
-        yield lambda units: progress.advance(task, units)
+        lock = Lock()
+
+        def advance(units: int) -> None:
+            with lock:
+                pace.reach(pace.done + units)
+            progress.advance(task, units)
+
+        yield advance
+
+
+def _of_bytes(pace: Pace) -> str:
+    """The rate in GB a second and the time left, as far as they are known."""
+    rate, left = pace.rate, pace.seconds_left
+    known = ("" if rate is None else f"{rate / 1e9:.2f} GB/s", "" if left is None else f"{duration(left)} left")
+    return ", ".join(filter(None, known))
 
 
 class _UnitLines:
-    """Says now and then how many units are done."""
+    """Says now and then how many units are done, at what rate, and what time is left."""
 
     def __init__(self, title: str, total: int | None) -> None:
-        self._title, self._total, self._done = title, total, 0
+        self._title, self._pace = title, Pace(total)
         self._said = time.monotonic()
 
     def advance(self, units: int) -> None:
-        self._done += units
+        pace = self._pace
+        pace.reach(pace.done + units)
         if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
-            _say(f"{self._title}: {self._done}{f' of {self._total}' if self._total else ''}")
+            of = "" if pace.total is None else f" of {pace.total}"
+            _say(f"{self._title}: {pace.done}{of}, {pace}")
 
 
 class _ByteLines:
     """Says now and then how many bytes are done, at what rate, and what time is left; and at the end what it took."""
 
     def __init__(self, title: str, total: int, done: int) -> None:
-        self._title, self._total, self._done, self._new = title, total, done, 0
+        self._title, self._total, self._before, self._pace = title, total, done, Pace(total, done=done)
         self._began = self._said = time.monotonic()
         self._lock = Lock()
 
     def advance(self, num_bytes: int) -> None:
         with self._lock:
-            self._done += num_bytes
-            self._new += num_bytes
+            self._pace.reach(self._pace.done + num_bytes)
             if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES_OF_BYTES:
                 self._said = time.monotonic()
-                rate = self._new / (self._said - self._began)
-                left = (self._total - self._done) / rate
-                done = f"{self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB"
-                _say(f"{self._title}: {done}, {rate / 1e9:.2f} GB/s, {left:.0f} s left")
+                done = f"{self._pace.done / 1e9:.2f} of {self._total / 1e9:.2f} GB"
+                _say(f"{self._title}: {done}, {_of_bytes(self._pace)}")
 
     def finish(self) -> None:
         seconds = max(1e-9, time.monotonic() - self._began)
-        rate = self._new / seconds / 1e9
+        rate = (self._pace.done - self._before) / seconds / 1e9
         _say(f"{self._title}: {self._total / 1e9:.2f} GB done, {rate:.2f} GB/s, {seconds:.1f} s")
 
 

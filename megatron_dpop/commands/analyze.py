@@ -97,3 +97,5 @@ def _show(analysis: "Analysis", request: "Request", arguments: argparse.Namespac
     from megatron_dpop.analysis.tables import terminal_table
 
     Console(highlight=False).print(terminal_table(analysis))
+    if arguments.out is not None:
+        print(arguments.out)

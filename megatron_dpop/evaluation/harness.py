@@ -2,13 +2,14 @@
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpop_base.errors import UserError, first_line
 from dpop_base.extras import missing
+from dpop_base.progress import track
 from megatron_dpop.evaluation.load import load_model
 from megatron_dpop.evaluation.subject import Subject
 
@@ -68,8 +69,10 @@ class Harness:
 
     def _evaluate(self, name: str, model: Any, options: Options, *, has_template: bool) -> dict[str, Any]:
         from lm_eval import evaluator, simple_evaluate
+        from lm_eval.api import task
 
         evaluator.get_git_commit_hash = lambda: None  # asks git of whatever folder one is in, and git may complain
+        task.tqdm = _prompts  # a bar of its own for each of 57 subjects would stay on the screen
 
         # The leaderboard applied no template; the local task's prompts are those that chat models were trained on.
         wanted = name == LOCAL if options.chat_template is None else options.chat_template
@@ -83,3 +86,7 @@ class Harness:
         )
         dtype = str(getattr(getattr(model, "model", None), "dtype", "unknown")).removeprefix("torch.")
         return {**found, "chat_template": wanted and has_template, "dtype": dtype}
+
+
+def _prompts(documents: Iterable[Any], total: int | None = None, **_: Any) -> Iterator[Any]:
+    return track(documents, "prompts", total=total)

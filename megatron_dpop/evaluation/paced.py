@@ -14,6 +14,7 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
+from dpop_base.pace import duration
 from dpop_base.progress import track
 
 TIMED_STEPS = 6
@@ -94,14 +95,6 @@ def _alike(requests: Sequence[Any]) -> list[list[int]]:
     for at, request in enumerate(requests):
         groups[repr(request.args[1])].append(at)
     return list(groups.values())
-
-
-def duration(seconds: float) -> str:
-    """Says seconds in the unit that a person would take."""
-    if seconds < 100:
-        return f"{seconds:.0f} seconds"
-    minutes = seconds / 60
-    return f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
 
 
 def _say(line: str) -> None:

@@ -1,7 +1,6 @@
 """What a run says: a progress bar on a terminal, plain lines in a log, nothing on ranks other than 0."""
 
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -9,6 +8,8 @@ from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
+
+from dpop_base.pace import Pace, duration
 
 
 class Console:
@@ -54,7 +55,8 @@ class BarAndNumbers(Progress):
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
-        yield Text(self.note, no_wrap=True, overflow="ellipsis")
+        if self.note:
+            yield Text(self.note, no_wrap=True, overflow="ellipsis")
 
     def show(self, done: int, left: str, note: str) -> None:
         self.note = note
@@ -64,31 +66,26 @@ class BarAndNumbers(Progress):
 class Bar:
     def __init__(self, console: Console, title: str, total: int, done: int, progress: BarAndNumbers | None) -> None:
         self._console, self._title, self._total, self._progress = console, title, total, progress
-        self._first, self._started = done, time.monotonic()
+        self._pace = Pace(total, done=done)
+        self._first = done
 
     def update(self, done: int, note: str = "", *, line: bool = False) -> None:
         """Moves the bar; on a plain log writes a line if asked to, or at every tenth of the way."""
         left = self._time_left(done)
+        note = note or self._seconds_of_one()
         if self._progress is not None:
             self._progress.show(done, left, note)
         elif line or done == self._total or done % max(1, self._total // 10) == 0:
             self._console.say("  ".join(filter(None, (f"{self._title} {done}/{self._total}", note, left))))
 
     def _time_left(self, done: int) -> str:
-        """Reckons by the mean step of this start, validation and saving included; the first is no measure of others."""
-        if done - self._first < 2 or done == self._total:
-            return ""
-        seconds = (time.monotonic() - self._started) / (done - self._first) * (self._total - done)
-        return f"{duration(seconds)} left"
+        """Reckons by the mean step since this start's first, which is no measure of others; validation is in it."""
+        self._pace.reach(done)
+        if done == self._first + 1:
+            self._pace.begin_anew()
+        left = self._pace.seconds_left
+        return "" if left is None else f"{duration(left)} left"
 
-
-def duration(seconds: float) -> str:
-    """Writes a time in two units at most: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+    def _seconds_of_one(self) -> str:
+        rate = self._pace.rate
+        return "" if rate is None else f"{1 / rate:.2f} s each"

@@ -74,6 +74,7 @@ class StartingWeights:
         assert self._converted is not None
         with processes.first_rank_only() as works:
             if works and (again or not _is_converted(self._converted)):
+                self._say(f"{self.model}: converting to Megatron's format, once")
                 _convert(self.model, self._converted, again=again)
         dist.barrier()
 

@@ -1,14 +1,13 @@
 """What a terminal and a log show of a run."""
 
-import os
-import pty
 import re
-import subprocess
 import sys
 
 import pytest
 
-from megatron_dpop.tracking.console import Bar, Console, duration
+from dpop_base.pace import Pace, duration
+from megatron_dpop.tracking.console import Bar, Console
+from tests.terminal import drawn_by
 
 NOTE = "loss 0.6931  accuracy 0.88  chosen - reference -33.15  pairs/s 0.31"
 SCRIPT = f"""
@@ -22,28 +21,8 @@ with console.progress("dpop", 20000, done=9000) as bar:
 """
 
 
-def _in_a_terminal(columns: int) -> str:
-    """What the script draws, without control sequences."""
-    master, slave = pty.openpty()
-    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=slave, stdout=slave, stderr=slave, env=environment)
-    os.close(slave)
-    drawn = b""
-    while True:
-        try:
-            chunk = os.read(master, 1 << 16)
-        except OSError:  # the other end is closed
-            break
-        if not chunk:
-            break
-        drawn += chunk
-    os.close(master)
-    assert process.wait(60) == 0
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.decode())
-
-
 def test_bar_and_numbers_fit_a_terminal_of_80_columns() -> None:
-    lines = re.split(r"[\r\n]+", _in_a_terminal(80))
+    lines = re.split(r"[\r\n]+", drawn_by([sys.executable, "-c", SCRIPT]))
     assert max(map(len, lines)) <= 80
     assert NOTE in lines
     bars = [line for line in lines if line.startswith("dpop ")]
@@ -61,12 +40,22 @@ def test_a_log_gets_lines_with_the_time_left(capfd: pytest.CaptureFixture[str]) 
     assert lines[3] == f"dpop 4/4  {NOTE}"
 
 
-def test_the_time_left_is_measured_from_this_start_on() -> None:
+def test_the_time_left_is_measured_from_this_start_on_and_without_its_first_step() -> None:
+    now = [0.0]
     bar = Bar(Console(silent=True), "dpop", 100, 90, None)
-    bar._started -= 120  # two minutes for the two steps since
-    assert bar._time_left(91) == ""
-    assert bar._time_left(92) == "8 min left"
-    assert bar._time_left(100) == ""
+    bar._pace = Pace(100, done=90, clock=lambda: now[0])
+    for done, at, left in ((91, 400.0, ""), (92, 460.0, "8 min left"), (93, 580.0, "10 min left"), (100, 900.0, "")):
+        now[0] = at
+        assert bar._time_left(done) == left
+
+
+def test_what_shows_no_numbers_of_its_own_shows_its_pace(capfd: pytest.CaptureFixture[str]) -> None:
+    with Console(silent=False).progress("reference", 3) as bar:
+        for step in range(3):
+            bar.update(step + 1)
+    first, second, _ = capfd.readouterr().err.splitlines()
+    assert first == "reference 1/3"
+    assert re.fullmatch(r"reference 2/3  0\.00 s each  0 s left", second)
 
 
 @pytest.mark.parametrize(
