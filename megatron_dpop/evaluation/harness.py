@@ -38,7 +38,8 @@ class Harness:
             raise UserError(f"eval: {missing('lm-evaluation-harness', 'eval')}") from None
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self.names = tuple(dict.fromkeys(names))
-        self.manager = TaskManager(include_path=str(TASKS))
+        # Without the harness's thousands of files, of which reading takes seconds, where none of them is asked for.
+        self.manager = TaskManager(include_path=str(TASKS), include_defaults=set(self.names) != {LOCAL})
         known = self.manager.all_tasks
         for name in self.names:
             if name not in known:

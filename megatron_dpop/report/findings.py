@@ -3,14 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dpop_base.metric_names import ACCURACY, CHOSEN_LOGP, CHOSEN_MINUS_REFERENCE, LOSS
+from megatron_dpop.config.losses import LOSSES
 from megatron_dpop.report.health import HealthNote, health_notes
 from megatron_dpop.report.run import ReportedRun
 from megatron_dpop.report.tables import result_prefix, result_steps
 from megatron_dpop.report.text import number
 
 _SAME = "all that it logged but the clock is the same to the last digit, and the curves lie on each other"
+_ALWAYS_SHOWN = ("beta", "lambda")  # of the other settings what is not as usual
 SAME_NATS = 0.005  # rounds to 0.00: neither likelier nor less likely
 
 
@@ -54,12 +57,20 @@ def _final_values(run: ReportedRun) -> dict[str, float]:
 def _loss(run: ReportedRun) -> str:
     if run.loss is None:
         return ""
-    settings = [
-        f"{key.removeprefix('loss.')} {value}"
-        for key, value in run.config.items()
-        if key.startswith("loss.") and key != "loss.name"
+    settings = {key.removeprefix("loss."): value for key, value in run.config.items() if key.startswith("loss.")}
+    usual = _usual_settings(run.loss)
+    shown = [
+        f"{key} {value}"
+        for key, value in settings.items()
+        if key != "name" and (key in _ALWAYS_SHOWN or value != usual.get(key))
     ]
-    return ", ".join([run.loss, *settings])
+    return ", ".join([run.loss, *shown])
+
+
+def _usual_settings(loss: str) -> dict[str, Any]:
+    """Each key of a loss with its default; none of a loss that this version does not know."""
+    fields = getattr(LOSSES.get(loss), "__pydantic_fields__", {})
+    return {field.alias or name: field.default for name, field in fields.items()}
 
 
 def _progress(run: ReportedRun) -> str:

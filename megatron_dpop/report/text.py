@@ -46,11 +46,11 @@ def _bytes(value: float) -> str:
 
 
 def setting(value: Any) -> str:
-    """A value of a config or an environment: as YAML would show it, on one line."""
+    """A value of a config or an environment, as YAML would show it; of a command each option on a line of its own."""
     if value is None:
         return "null"
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
-        return shlex.join(value)
+        return shlex.join(value).replace(" --", "\n--")
     return json.dumps(value, ensure_ascii=False, default=str)

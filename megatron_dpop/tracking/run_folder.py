@@ -123,7 +123,7 @@ def environment(config: Config, world_size: int) -> dict[str, Any]:
     """Versions, devices, layout and the commit of the working directory."""
     model_parallel = config.parallel.model_parallel
     return {
-        "command": sys.argv,
+        "command": _command(),
         "python": platform.python_version(),
         "packages": installed_versions(PACKAGES),
         "device": torch.cuda.get_device_name() if on_gpu() else _cpu_name(),
@@ -150,6 +150,13 @@ def installed_versions(packages: Sequence[str]) -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return versions
+
+
+def _command() -> list[str]:
+    """As it was typed: a rank is started as a module, whose file nobody types."""
+    program = Path(sys.argv[0])
+    typed = "megatron-dpop" if program.parts[-2:] == ("megatron_dpop", "__main__.py") else sys.argv[0]
+    return [typed, *sys.argv[1:]]
 
 
 def _cpu_name() -> str:
