@@ -1,4 +1,7 @@
-"""The wheel in an environment of its own, its commands run from an empty folder: it lacks nothing of the checkout."""
+"""The wheel in an environment of its own, its commands run from an empty folder: it lacks nothing of the checkout.
+
+Its extras it does lack, and so names a command for each, which is tried.
+"""
 
 import os
 import shutil
@@ -17,12 +20,16 @@ UV = shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def _done(*words: object, cwd: Path) -> str:
+def _run(*words: object, cwd: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    environment["MEGATRON_DPOP_DEVICE"] = "cpu"
-    done = subprocess.run(
+    environment |= {"MEGATRON_DPOP_DEVICE": "cpu", **variables}
+    return subprocess.run(
         list(map(str, words)), cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=500
     )
+
+
+def _done(*words: object, cwd: Path) -> str:
+    done = _run(*words, cwd=cwd)
     assert done.returncode == 0, f"{words}\n{done.stderr}"
     return done.stdout
 
@@ -62,3 +69,39 @@ def test_its_commands_work_without_the_checkout(commands: Path, tmp_path: Path) 
     _done(commands / "checkpoint-convert", "verify", "run/hf", "run/checkpoints", cwd=empty)
     where = _done(commands / "python", "-c", "import megatron_dpop; print(megatron_dpop.__file__)", cwd=empty)
     assert str(commands.parent) in where
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    model_and_pairs(folder, 12)
+    tree = write_config(folder, folder / "model", logging={"wandb": "mine"})
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ("eval", ("eval", "model", "--tasks", "gsm_symbolic")),
+        ("quickstart", ("data", "make", "gsm-symbolic", "--output", "made")),
+        ("wandb", ("train", "config.yaml")),
+    ],
+)
+def test_an_extra_that_it_lacks_is_named_with_a_command_that_adds_it(
+    commands: Path, files: Path, extra: str, words: tuple[str, ...]
+) -> None:
+    found = _run(commands / "megatron-dpop", *words, cwd=files)
+    assert found.returncode == 2, found.stderr
+    (line,) = found.stderr.strip().splitlines()
+    assert f'install it with: pip install ".[{extra}]" in a clone of the project' in line
+    # The same environment, running a checkout: the command names both, and is run as far as saying what it would do.
+    found = _run(commands / "python", "-m", "megatron_dpop", *words, cwd=files, PYTHONPATH=str(ROOT))
+    assert found.returncode == 2, found.stderr
+    (line,) = found.stderr.strip().splitlines()
+    command = line.partition("install it with: ")[2].removesuffix(", or set the key to null")
+    assert f"{ROOT}[{extra}]" in command
+    path = f"{Path(UV).parent}{os.pathsep}{os.environ['PATH']}"
+    tried = _run("bash", "-c", f"{command} --dry-run", cwd=files, PATH=path)
+    assert tried.returncode == 0, tried.stderr
+    assert "Would" in tried.stdout + tried.stderr

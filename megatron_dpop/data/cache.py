@@ -23,7 +23,7 @@ from .rows import find_rows
 from .storage import StoredExamples
 from .tokenizer import tokenizer_fingerprint
 
-VERSION = 4  # of the stored layout and of the rules that make tokens from rows
+VERSION = 5  # of the stored layout and of the rules that make tokens from rows
 
 
 class _DamagedError(Exception):

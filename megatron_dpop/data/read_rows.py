@@ -20,10 +20,16 @@ def read_rows(path: Path, columns: Container[str] | None = None) -> Iterator[Loc
     """
     reader = _READERS.get(file_type(path))
     if reader is None:
-        raise UserError(f"{path}: unknown file type {path.suffix!r}; give one of {', '.join(FILE_TYPES)}")
+        raise unknown_type(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     return reader(path, columns)
+
+
+def unknown_type(path: Path) -> UserError:
+    is_sheet = path.suffix.lower() in (".xlsx", ".xls", ".ods")
+    fix = "save the sheet as .csv" if is_sheet else f"give one of {', '.join(FILE_TYPES)}"
+    return UserError(f"{path}: unknown file type {path.suffix!r}; {fix}")
 
 
 def filled_beside(path: Path, columns: Container[str]) -> Counter[str]:

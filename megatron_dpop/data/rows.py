@@ -16,7 +16,7 @@ from dpop_base.errors import UserError, first_line
 from .compressed import COMPRESSIONS
 from .located_row import LocatedRow
 from .read_arrow import BATCH_ROWS, batch_rows, bulky_columns
-from .read_rows import FILE_TYPES, file_type, filled_beside, read_rows
+from .read_rows import FILE_TYPES, file_type, filled_beside, read_rows, unknown_type
 
 if TYPE_CHECKING:
     import datasets
@@ -273,7 +273,7 @@ class _Folder:
         unused = sorted(str(entry.relative_to(self.path)) for entry in beside if entry.resolve() not in used)
         for path in paths:
             if not file_type(path):
-                raise UserError(f"{path}: unknown file type {path.suffix!r}; give one of {', '.join(FILE_TYPES)}")
+                raise unknown_type(path)
         return FileRows(paths, str(self.location), tuple(unused))
 
 

@@ -26,7 +26,10 @@ _NEGATIONS = ("non", "not", "dis", "un", "less")
 
 
 def guess(sample: Sequence[Mapping[str, Any]], present: Sequence[str]) -> dict[str, str]:
-    """role -> column for a pair, a labelled completion or a demonstration; {} where the names say too little."""
+    """role -> column for a pair, two answers and a verdict, a labelled completion or a demonstration.
+
+    {} where the names say too little.
+    """
     found: dict[str, str] = {}
     for name in present:
         if any(isinstance(row.get(name), (str, list, dict, bool)) for row in sample):
@@ -35,6 +38,10 @@ def guess(sample: Sequence[Mapping[str, Any]], present: Sequence[str]) -> dict[s
                 found[role] = name
     if "chosen" in found and "rejected" in found:
         return {role: found[role] for role in ("prompt", "chosen", "rejected") if role in found}
+    answers = [name for name in present if _role_of(name) == "completion"]
+    verdicts = [name for name in present if name not in (*answers, found.get("prompt")) and _is_choice(sample, name)]
+    if "prompt" in found and len(answers) == 2 and len(verdicts) == 1:
+        return {"prompt": found["prompt"], "first": answers[0], "second": answers[1], "verdict": verdicts[0]}
     if "prompt" in found and "completion" in found:
         return {role: found[role] for role in ("prompt", "completion", "label") if role in found}
     return {}
@@ -49,6 +56,12 @@ def _role_of(name: str) -> str | None:
         if hits:
             return role
     return None
+
+
+def _is_choice(sample: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Whether the column has a few short values again and again."""
+    values = [str(row.get(name)) for row in sample]
+    return 1 < len(set(values)) < min(6, len(values)) and max(map(len, values)) < 20
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 from ..records import BadRowError
 from .fields import BESIDE, ROLES, is_empty
 from .guess import guess, nearest
+from .ranked import COMPLETIONS, RANKS, SCORE_IN_ENTRY, TEXT_IN_ENTRY
 from .table import TABLE, Format, Values
 
 _BESIDE_SLOTS = {
@@ -172,6 +173,8 @@ def _is_whole(layout: Layout, sample: Sample) -> bool:
 
 def _unknown(sample: Sample, present: list[str], given: Mapping[str, str] | None) -> str:
     found = _listed(present)
+    if unrated := _unrated(sample, (given or {}).get("completions"), present):
+        return unrated
     if given:
         return (
             f"columns {', '.join(f'{role}: {name}' for role, name in given.items())} make no known format "
@@ -186,6 +189,19 @@ def _unknown(sample: Sample, present: list[str], given: Mapping[str, str] | None
         else "say what they are with `columns`, for pairs {prompt: ..., chosen: ..., rejected: ...}"
     )
     return f"{missing}columns {found} are no known format; {advice}"
+
+
+def _unrated(sample: Sample, given: str | None, present: list[str]) -> str:
+    """What a list of answers lacks, each an object: a score that is known by its name."""
+    for name in (given,) if given else [name for name in COMPLETIONS if name in present]:
+        entries = [entry for row in sample if isinstance(row.get(name), list) for entry in row[name]]
+        if entries and all(isinstance(entry, Mapping) for entry in entries):
+            return (
+                f"each of `{name}` has {_listed(list(entries[0]))}; it needs its text as one of "
+                f"{_listed(TEXT_IN_ENTRY)}, and its score as one of {_listed(SCORE_IN_ENTRY)} or its rank as one of "
+                f"{_listed(RANKS)}: rename them"
+            )
+    return ""
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Two answers of one prompt and a column that says which is better."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ def judged(how: Judged) -> Callable[[RowFields, Notes], list[Record]]:
         if is_missing_number(verdict):
             notes.leave_out(UNJUDGED)
             return []
-        better = how.better(verdict, name)
+        better = how.better(verdict, name) if name in how.verdicts else _told(str(verdict), fields)
         if better is None:
             notes.leave_out(TIE)
             return []
@@ -79,6 +80,34 @@ def _winner(value: Any, name: str) -> int | None:
     if word not in of:
         raise BadRowError(f"`{name}` is {word[:40]!r}; it is model_a, model_b or a tie")
     return of[word]
+
+
+_TOLD = {
+    **dict.fromkeys(("1", "1.0", "a", "first", "left"), 0),
+    **dict.fromkeys(("2", "2.0", "b", "second", "right"), 1),
+    **dict.fromkeys(("tie", "both", "neither", "equal", "same", "draw"), None),
+}
+
+
+def _told(verdict: str, fields: Fields) -> int | None:
+    """A column that only the reader's own `columns` calls a verdict: its values must speak for themselves.
+
+    A word of one answer's column is that answer (`bot` of `Reply (bot)`); else an answer's place, or a tie.
+    """
+    word, names = verdict.strip().lower(), (fields.name("first"), fields.name("second"))
+    called = [side for side, name in enumerate(names) if word == name.lower() or word in _words(name)]
+    if len(called) == 1:
+        return called[0]
+    if word not in _TOLD:
+        raise BadRowError(
+            f"`{fields.name('verdict')}` is {verdict[:40]!r}; write which answer is better: 1 or 2, first or second, "
+            f"a word of its column's name ({' or '.join(f'`{name}`' for name in names)}), or tie"
+        )
+    return _TOLD[word]
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+|\d+", name.lower())
 
 
 PROMPTS = ("prompt", "context", "question", "instruction")

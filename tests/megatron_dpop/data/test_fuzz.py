@@ -36,6 +36,7 @@ BROKEN = {
     "empty.parquet": (b"", "not a whole parquet file"),
     "text.arrow": (b"nothing", "not a whole Arrow file"),
     "notes.txt": (b"hello", "unknown file type '.txt'"),
+    "sheet.xlsx": (b"PK", "save the sheet as .csv"),
     "binary.json": (bytes(range(256)), "not UTF-8|broken JSON"),
 }
 

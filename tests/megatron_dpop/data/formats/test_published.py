@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from megatron_dpop.data.formats import Notes
+from megatron_dpop.data.formats.layout import recognise
 from megatron_dpop.data.kinds import as_kind
 from megatron_dpop.data.records import BadRowError
 
@@ -196,3 +197,40 @@ def test_two_names_of_the_same_are_no_matter() -> None:
     layout, (record,) = read({"problem": "Q", "solution": "a", "messages": [USER, says("a")]})
     assert layout.form.name == "chat messages"
     assert record.completions == ("a",)
+
+
+SIDES = {"Ask": "Q", "Reply (agent)": "a", "Reply (bot)": "b"}
+NAMED = {"prompt": "Ask", "first": "Reply (agent)", "second": "Reply (bot)", "verdict": "Better?"}
+
+
+@pytest.mark.parametrize(
+    ("told", "order"),
+    [("agent", "ab"), ("Bot", "ba"), (1, "ab"), ("2", "ba"), ("second", "ba"), ("reply (bot)", "ba"), ("A", "ab")],
+)
+def test_a_verdict_by_the_readers_own_name_speaks_for_itself(told: Any, order: str) -> None:
+    _, (record,) = read({**SIDES, "Better?": told}, **NAMED)
+    assert "".join(record.completions) == order
+
+
+def test_a_word_of_a_columns_name_goes_before_its_place() -> None:
+    given = {"prompt": "Q", "first": "Answer B", "second": "Answer A", "verdict": "best"}
+    _, (record,) = read({"Q": "Q", "Answer B": "b", "Answer A": "a", "best": "A"}, **given)
+    assert record.completions == ("a", "b")
+
+
+@pytest.mark.parametrize("told", [0, -1, 3, "maybe", "reply"])
+def test_a_verdict_that_could_be_either_is_refused(told: Any) -> None:
+    """By HelpSteer's signs 1 and 2 would both be the second answer; what 0 is, nobody has said."""
+    with pytest.raises(BadRowError, match="write which answer is better: 1 or 2"):
+        read({**SIDES, "Better?": told}, **NAMED)
+
+
+def test_two_replies_and_a_choice_are_guessed_as_such() -> None:
+    sample = [{"Nr": at, **SIDES, "Better?": word} for at, word in enumerate(("agent", "bot", "agent"))]
+    with pytest.raises(BadRowError, match=re.escape("did you mean columns: {prompt: Ask, first: Reply (agent), ")):
+        recognise(sample)
+
+
+def test_answers_with_a_score_of_an_unknown_name_say_which_are_known() -> None:
+    with pytest.raises(BadRowError, match=r"each of `candidates` has `text`, `stars`; it needs .* `rating`"):
+        read({"question": "Q", "candidates": [{"text": "a", "stars": 5}, {"text": "b", "stars": 1}]})
