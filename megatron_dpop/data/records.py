@@ -76,7 +76,10 @@ def _message(entry: Any, field: str) -> Message:
     if not isinstance(entry, Mapping):
         raise BadRowError(f"`{field}` is {kind_of(entry)}; an object with role and content is needed")
     if "role" not in entry:
-        raise BadRowError(f"`{field}` has no `role`")
+        found = ", ".join(f"`{key}`" for key in entry)[:80]
+        raise BadRowError(
+            f"`{field}` has no `role` but {found or 'nothing'}; a turn is {{role, content}} or {{from, value}}"
+        )
     role = text_of(entry["role"], f"{field}.role")
     if role not in ROLES:
         raise BadRowError(f"`{field}.role` is {role[:40]!r}; it is one of {', '.join(ROLES)}")

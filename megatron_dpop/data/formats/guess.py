@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .ranked import COMPLETIONS
+
 # Of a word that a name contains; the first role that one of the name's words belongs to is taken.
 _WORDS = {
     "rejected": (
@@ -38,6 +40,9 @@ def guess(sample: Sequence[Mapping[str, Any]], present: Sequence[str]) -> dict[s
                 found[role] = name
     if "chosen" in found and "rejected" in found:
         return {role: found[role] for role in ("prompt", "chosen", "rejected") if role in found}
+    many = next((name for name in COMPLETIONS if name in present and name != found.get("prompt")), None)
+    if "prompt" in found and many:
+        return {"prompt": found["prompt"], "completions": many}
     answers = [name for name in present if _role_of(name) == "completion"]
     verdicts = [name for name in present if name not in (*answers, found.get("prompt")) and _is_choice(sample, name)]
     if "prompt" in found and len(answers) == 2 and len(verdicts) == 1:

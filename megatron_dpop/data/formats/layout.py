@@ -195,7 +195,9 @@ def _unrated(sample: Sample, given: str | None, present: list[str]) -> str:
     """What a list of answers lacks, each an object: a score that is known by its name."""
     for name in (given,) if given else [name for name in COMPLETIONS if name in present]:
         entries = [entry for row in sample if isinstance(row.get(name), list) for entry in row[name]]
-        if entries and all(isinstance(entry, Mapping) for entry in entries):
+        objects = [entry for entry in entries if isinstance(entry, Mapping)]
+        is_known = any(key in (*SCORE_IN_ENTRY, *RANKS) for entry in objects for key in entry)
+        if objects and len(objects) == len(entries) and not is_known:
             return (
                 f"each of `{name}` has {_listed(list(entries[0]))}; it needs its text as one of "
                 f"{_listed(TEXT_IN_ENTRY)}, and its score as one of {_listed(SCORE_IN_ENTRY)} or its rank as one of "

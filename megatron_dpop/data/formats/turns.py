@@ -15,7 +15,7 @@ _ROLE_OF = {
     "system": "system",
     "developer": "developer",
 }
-_SPEAKER_KEYS = ("role", "from")
+_SPEAKER_KEYS = ("role", "from", "speaker")
 _TEXT_KEYS = ("content", "value", "text")
 # Objects that hold a question and its answer: Orca-chat, Firefly, and others.
 _EXCHANGES = (("input", "output"), ("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("user", "bot"))

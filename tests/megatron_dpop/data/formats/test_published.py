@@ -231,6 +231,21 @@ def test_two_replies_and_a_choice_are_guessed_as_such() -> None:
         recognise(sample)
 
 
+def test_a_dialogue_with_answers_is_guessed_as_such() -> None:
+    row = {"talk": [{"who": "x", "said": "Q"}], "dialog": "Q", "candidates": [{"text": "a", "rating": 5}]}
+    with pytest.raises(
+        BadRowError, match=re.escape("did you mean columns: {prompt: dialog, completions: candidates}?")
+    ):
+        read(row)
+    with pytest.raises(BadRowError, match=re.escape("`talk[0]` has no `role` but `who`, `said`; a turn is {role, co")):
+        read(row, prompt="talk", completions="candidates")
+    turn = {"speaker": "User", "text": "Q"}
+    _, (record,) = read(
+        {"dialog": [turn], "candidates": [{"text": "a", "rating": 5}]}, prompt="dialog", completions="candidates"
+    )
+    assert record.prompt == ({"role": "user", "content": "Q"},)
+
+
 def test_answers_with_a_score_of_an_unknown_name_say_which_are_known() -> None:
     with pytest.raises(BadRowError, match=r"each of `candidates` has `text`, `stars`; it needs .* `rating`"):
         read({"question": "Q", "candidates": [{"text": "a", "stars": 5}, {"text": "b", "stars": 1}]})
