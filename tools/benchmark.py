@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import attention, checkpoint, compare, convert, data, logprob, train
+from benchmarks import answers, attention, checkpoint, compare, convert, data, logprob, train
 from benchmarks.environment import environment, one_line
 
 from dpop_base.errors import UserError
 from megatron_dpop.runtime.rank import Rank
 
-BENCHMARKS = (train, compare, logprob, attention, data, convert, checkpoint)
+BENCHMARKS = (train, compare, logprob, attention, data, convert, checkpoint, answers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

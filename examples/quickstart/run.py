@@ -147,7 +147,7 @@ def sample_text(pairs: Path) -> str:
 def command(name: str, *words: object) -> None:
     """Runs one of the project's commands, shown as a user would type it; stops the quickstart if it fails."""
     line = [str(word) for word in words]
-    print(f"   $ {name} {' '.join(line)}", flush=True)
+    print(f"   $ {shlex.join([name, *line])}", flush=True)
     finished = subprocess.run([BIN / name, *line], check=False)
     if finished.returncode:
         raise SystemExit(finished.returncode)

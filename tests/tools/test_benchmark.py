@@ -87,6 +87,20 @@ def test_a_benchmark_measures_something(benchmark: str, world: Path, tmp_path: P
     assert any(isinstance(value, float) and value > 0 for value in numbers)
 
 
+@pytest.mark.slow
+def test_eval_and_plain_generate_give_the_same_answers(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="needs megatron-dpop[eval]")
+    model = write_model(tmp_path / "model", num_hidden_layers=1, max_position_embeddings=1024)
+    found = tmp_path / "answers.json"
+    words = ["answers", str(model), "--limit", "5", "--batch-size", "2", "--model-args", "dtype=float32"]
+    assert main([*words, "--json", str(found)]) == 0
+    numbers = json.loads(found.read_text())["numbers"]
+    assert numbers["alike"] == 1
+    assert len(numbers["eval_seconds"]) == len(numbers["generate_seconds"]) == len(numbers["token_steps"]) == 3
+    assert numbers["said"].startswith("5 answers of at most 320 tokens, 2 at once")
+    assert numbers["forecast_seconds"].keys() == {"10%", "25%", "50%"}
+
+
 def test_megatron_is_not_imported_before_a_device_is_chosen() -> None:
     """Some of its modules ask for the device while they are imported."""
     code = "import sys, benchmark; sys.exit(any(name.startswith('megatron.core') for name in sys.modules))"
