@@ -1,5 +1,6 @@
 """Tables and sentences of known runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_dpop.report.findings import finding
@@ -26,6 +27,14 @@ def test_results_have_one_start_if_it_is_the_same(tmp_path: Path) -> None:
     assert [row.cells[2] for row in table.rows] == ["0", f"{MINUS}6.10", "+1.80"]
     assert [row.cells[0] for row in table.rows] == ["0%", "100%", "100%"]
     assert "every margin is exactly 0" in table.caption
+
+
+def test_a_card_says_of_a_loss_what_is_not_usual(tmp_path: Path) -> None:
+    run = _run(tmp_path / "run")
+    loss = {"loss.name": "dpo", "loss.beta": 0.1, "loss.label_smoothing": 0.0, "loss.ld_alpha": 0.5, "loss.other": 2}
+    assert finding(replace(run, config=loss)).loss == "dpo, beta 0.1, ld_alpha 0.5, other 2"
+    unknown = {"loss.name": "new", "loss.beta": 0.1, "loss.gamma": 1.0}
+    assert finding(replace(run, config=unknown)).loss == "new, beta 0.1, gamma 1.0"
 
 
 def test_results_have_a_start_each_if_they_differ(tmp_path: Path) -> None:
