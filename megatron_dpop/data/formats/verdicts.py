@@ -89,7 +89,7 @@ _TOLD = {
 }
 
 
-def _told(verdict: str, fields: Fields) -> int | None:
+def _told(verdict: str, fields: RowFields) -> int | None:
     """A column that only the reader's own `columns` calls a verdict: its values must speak for themselves.
 
     A word of one answer's column is that answer (`bot` of `Reply (bot)`); else an answer's place, or a tie.
