@@ -6,7 +6,6 @@ Without --results they are written anew from the committed ones, docs/arena.json
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -15,13 +14,12 @@ import matplotlib.pyplot as plt
 
 from examples.arena.contest import EDITS, PROBLEMS, SEEDS, entry, trials
 from examples.arithmetic import style
-from examples.arithmetic.pages import fill, markdown, results_to_show, said_of_done
+from examples.arithmetic.pages import fill, markdown, results_to_show, said_of_done, said_of_time
 from examples.arithmetic.results import Estimate, Line, Results, estimate
 from examples.arithmetic.trials import PAIRS_A_STEP, RATE, STEPS
 from megatron_dpop.config.losses import PAIR_LOSSES
 
 DOCS = Path(__file__).parents[2] / "docs"
-COLOURS = {"low": style.LOW, "high": style.HIGH}
 MEASURED = ("accuracy", "chosen_minus_reference", "after_edit", "margin", "kl")
 
 
@@ -40,11 +38,13 @@ class Page:
         return {"facts": self.facts(), "kept": self.kept(), **{edit: self.table(edit) for edit in EDITS}}
 
     def facts(self) -> str:
-        done = sum(len(lines) for edit in EDITS for lines in self.lines[edit].values())
+        found = [line for edit in EDITS for lines in self.lines[edit].values() for line in lines]
+        wanted = len(PAIR_LOSSES) * len(EDITS) * len(SEEDS)
+        timed = [line for line in found if line["problems"] == PROBLEMS]  # the others answered more
         return (
             f"{len(PAIR_LOSSES)} losses, {STEPS} steps of {PAIRS_A_STEP} pairs at a peak rate of {RATE:g} for each. "
             f"Before, the model solves {self.start['accuracy']:.0%} of {PROBLEMS} held-out problems. "
-            + said_of_done(done, len(PAIR_LOSSES) * len(EDITS) * len(SEEDS))
+            f"{said_of_done(len(found), wanted)} {said_of_time(timed, wanted)}"
         )
 
     def measured(self, edit: str, name: str) -> dict[str, Estimate]:
@@ -84,12 +84,11 @@ class Page:
     def draw(self, folder: Path) -> None:
         style.begin()
         figure, axes = plt.subplots(figsize=(7.6, 5.2), layout="constrained")
-        both = [loss for loss in PAIR_LOSSES if all(loss in self.lines[edit] for edit in EDITS)]
-        order = sorted(both, key=lambda loss: -self.measured("low", "chosen_minus_reference")[loss].mean)
+        kept = {edit: self.measured(edit, "chosen_minus_reference") for edit in EDITS}
+        order = sorted(kept["low"], key=lambda loss: -kept["low"][loss].mean)
         for edit, shift in zip(EDITS, (0.14, -0.14), strict=True):
-            found = self.measured(edit, "chosen_minus_reference")
-            some = [found[loss] for loss in order]
-            style.dots(axes, order, some, colour=COLOURS[edit], label=f"{edit} edit distance", shift=shift)
+            label = f"{edit} edit distance"
+            style.dots(axes, order, kept[edit], colour=style.OF_EDITS[edit], label=label, shift=shift)
         axes.axvline(0, color=style.GREY, linewidth=1)
         axes.legend(frameon=False, fontsize=9)
         style.finish(axes, x="right answers minus the reference, nats an answer", y="")
@@ -97,7 +96,7 @@ class Page:
 
         figure, both_axes = plt.subplots(1, 2, figsize=(9.6, 4.6), layout="constrained", sharey=True)
         for one, edit in zip(both_axes, EDITS, strict=True):
-            scatter(one, self.measured(edit, "kl"), self.measured(edit, "accuracy"), COLOURS[edit])
+            scatter(one, self.measured(edit, "kl"), self.measured(edit, "accuracy"), style.OF_EDITS[edit])
             one.axhline(100 * self.start["accuracy"], color=style.GREY, linestyle="--")
             one.set_xscale("log")
             one.set_title(f"{edit.capitalize()} edit distance")
@@ -107,9 +106,9 @@ class Page:
 
 def scatter(axes: plt.Axes, kl: dict[str, Estimate], accuracy: dict[str, Estimate], colour: str) -> None:
     for loss, one in accuracy.items():
-        half = 0.0 if one.half != one.half else 100 * one.half
-        axes.errorbar(kl[loss].mean, 100 * one.mean, yerr=half, fmt="o", color=colour, markersize=4, elinewidth=0.7)
-        axes.annotate(loss, (kl[loss].mean, 100 * one.mean), (4, 3), textcoords="offset points", fontsize=7)
+        at = (kl[loss].mean, 100 * one.mean)
+        axes.errorbar(*at, yerr=100 * style.half(one), fmt="o", color=colour, markersize=4, elinewidth=0.7)
+        axes.annotate(loss, at, (4, 3), textcoords="offset points", fontsize=7)
 
 
 def first_problems(line: Line) -> Line:
@@ -118,15 +117,12 @@ def first_problems(line: Line) -> Line:
     return {**line, "solved": solved, "accuracy": solved.count("1") / len(solved)}
 
 
-def names() -> Sequence[str]:
-    return ["start", *(one.name for one in trials(list(PAIR_LOSSES)))]
-
-
 def committed() -> Results:
     return Results(DOCS / "arena.jsonl")
 
 
 if __name__ == "__main__":
-    page = Page(results_to_show(__doc__ or "", committed(), names()))
+    every = ["start", *(one.name for one in trials(list(PAIR_LOSSES)))]
+    page = Page(results_to_show(__doc__ or "", committed(), every))
     fill(DOCS / "arena.md", page.blocks())
     page.draw(DOCS / "images")

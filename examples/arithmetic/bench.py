@@ -45,7 +45,7 @@ def keep_finished(running: set[Future[Line]], trials: Sequence[Trial], results: 
         print(
             f"{len(trials) - left}/{len(trials)} {line['name']}: accuracy {line['accuracy']:.3f}, chosen minus "
             f"reference {line['chosen_minus_reference']:+.1f}, margin {line['margin']:.1f}, KL {line['kl']:.3f}, "
-            f"{line['seconds']:.0f} s",
+            f"{line['cpu_seconds']:.0f} s of a core",
             flush=True,
         )
     return others

@@ -2,11 +2,11 @@
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dpop_base.files import write_text
-from examples.arithmetic.results import Results
+from examples.arithmetic.results import Line, Results
 
 
 def results_to_show(description: str, committed: Results, names: Iterable[str]) -> Results:
@@ -45,4 +45,16 @@ def said_of_done(done: int, wanted: int) -> str:
         return f"All {wanted} trials are in these results."
     return (
         f"**{done} of {wanted} trials are in these results**; the command goes on with the rest where they are missing."
+    )
+
+
+def said_of_time(lines: Sequence[Line], wanted: int) -> str:
+    """What all trials take, by those that say what one took."""
+    times = [line["cpu_seconds"] for line in lines if "cpu_seconds" in line]
+    if not times:
+        return "How long a trial takes was not measured yet."
+    each = sum(times) / len(times)
+    return (
+        f"A trial takes {each:.0f} s of one core's time (the mean of {len(times)} that were timed so), and so all "
+        f"{wanted} about {wanted * each / 2 / 60:.0f} minutes of two cores."
     )

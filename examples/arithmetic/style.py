@@ -1,6 +1,7 @@
 """How the figures of both pages look."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,8 +11,11 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from examples.arithmetic.results import Estimate
+from megatron_dpop.pages.colours import OTHERS, light
 
-LOW, HIGH, GREY = "#1f63c6", "#c8501e", "#6b7280"
+# Of pairs of low and of high edit distance: no loss has these on any page.
+OF_EDITS = {"low": OTHERS[0][0], "high": OTHERS[1][0]}
+GREY = light("reference")
 
 
 def begin() -> None:
@@ -26,12 +30,21 @@ def finish(axes: Axes, *, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def dots(axes: Axes, names: Sequence[str], found: Sequence[Estimate], *, colour: str, label: str, shift: float) -> None:
-    """A line for each name, from the top: mean and 95% interval."""
-    places = [len(names) - 1 - at + shift for at in range(len(names))]
-    halves = [0.0 if one.half != one.half else one.half for one in found]  # NaN: of a single run
-    axes.errorbar([one.mean for one in found], places, xerr=halves, fmt="o", color=colour, label=label, markersize=4)
+def dots(
+    axes: Axes, names: Sequence[str], found: Mapping[str, Estimate], *, colour: str, label: str, shift: float = 0
+) -> None:
+    """A line for each name, from the top: mean and 95% interval; an empty one where nothing was found of it."""
+    some = [name for name in names if name in found]
+    places = [len(names) - 1 - names.index(name) + shift for name in some]
+    means = [found[name].mean for name in some]
+    halves = [half(found[name]) for name in some]
+    axes.errorbar(means, places, xerr=halves, fmt="o", color=colour, label=label, markersize=4)
     axes.set_yticks(range(len(names)), reversed(names))
+
+
+def half(one: Estimate) -> float:
+    """Of the interval's width; zero of a single run, which has none."""
+    return 0.0 if math.isnan(one.half) else one.half
 
 
 def save(figure: plt.Figure, path: Path) -> None:

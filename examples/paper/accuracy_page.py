@@ -6,10 +6,9 @@ Without --results they are written anew from the committed ones, docs/paper/accu
 """
 
 import math
-import random
-import re
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -17,17 +16,21 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import matplotlib.pyplot as plt
 
 from examples.arithmetic import style
-from examples.arithmetic.pages import fill, markdown, results_to_show, said_of_done
-from examples.arithmetic.problems import low_edit_pair
+from examples.arithmetic.pages import fill, markdown, results_to_show, said_of_done, said_of_time
 from examples.arithmetic.results import Estimate, Line, Results, estimate, over_seeds, paired_over_problems
-from examples.arithmetic.stage import Stage
 from examples.arithmetic.trials import PAIRS_A_STEP, RATE, STEPS, Trial
 from examples.paper import accuracy
 from examples.paper.accuracy import BETA, BETAS, LOSSES
-from megatron_dpop.data.makers.corrupt import trailing_zeros
+from examples.paper.corruption import corruption
 
 DOCS = Path(__file__).parents[2] / "docs" / "paper"
 NAMES = {"dpo": "DPO", "ipo": "IPO", "dpop": "DPOP"}
+# What the paper's figures 2 and 4 say of each, and whether that is a rise.
+CLAIMS = {
+    "dpo": ("DPO lowers it", False),
+    "ipo": ("IPO does not improve it", False),
+    "dpop": ("DPOP raises it", True),
+}
 BASELINES: dict[str, Trial] = {
     "DPO + SFT (`nll_weight: 1`)": accuracy.dpo_and_sft(0),
     "SFT on the right solutions": accuracy.sft(0),
@@ -51,6 +54,7 @@ class Page:
         return {
             "facts": self.facts(),
             "low": self.table(by_beta),
+            "claims": self.claims(),
             "verdict": self.verdict(),
             "baselines": self.table({**beside, **BASELINES}),
             "against": self.against(),
@@ -58,14 +62,14 @@ class Page:
         }
 
     def facts(self) -> str:
-        taught = self.start["sft"]
+        taught, wanted = self.start["sft"], len(accuracy.trials())
         return (
             f"The SFT stage takes {taught['steps']} steps of 32 solutions at a peak rate of {taught['rate']:g}; the "
             f"model then solves {taught['solved']} of {taught['of']} problems of the stage's own. Of the "
             f"{self.start['problems']} held-out problems it solves **{self.start['accuracy']:.1%}**: the accuracy "
             f"before. Trials take {STEPS} steps of {PAIRS_A_STEP} pairs, as the runs of [the other page](README.md) "
             f"do, at a peak rate of {RATE:g}: theirs, the paper's, is {accuracy.LOWER_RATE:g}. "
-            + said_of_done(self.done(), len(accuracy.trials()))
+            f"{said_of_done(self.done(), wanted)} {said_of_time(self.results.lines(), wanted)}"
         )
 
     def done(self) -> int:
@@ -101,13 +105,32 @@ class Page:
                 )
         return markdown(header, rows)
 
+    def claims(self) -> str:
+        """The paper's claims of low edit distance, by the interval of the seeds."""
+        found: list[tuple[str, float, bool, Estimate]] = []
+        for (loss, (claim, is_up)), beta in product(CLAIMS.items(), BETAS):
+            if lines := self.lines(accuracy.of(loss, 0, beta=beta)):
+                found.append((claim, beta, is_up, self.changes(lines)))
+        for beta in BETAS:
+            ours, theirs = (self.lines(accuracy.of(loss, 0, beta=beta)) for loss in ("dpop", "dpo"))
+            if common_seeds(ours, theirs):
+                found.append(("DPOP leaves more of it than DPO", beta, True, over_seeds(ours, theirs, "accuracy")))
+        rows = [
+            [claim, f"{beta:g}", one.text(1, percent=True, signed=True), state(one, is_up), str(one.count)]
+            for claim, beta, is_up, one in found
+        ]
+        return markdown(["the paper of the accuracy", "β", "here, points, interval of the seeds", "", "seeds"], rows)
+
     def verdict(self) -> str:
-        pairs = {f"β {beta:g}": (accuracy.of("dpop", 0, beta=beta), accuracy.of("dpo", 0, beta=beta)) for beta in BETAS}
-        pairs[f"β {BETA:g}, high edit distance"] = (
-            accuracy.of("dpop", 0, edit="high"),
-            accuracy.of("dpo", 0, edit="high"),
-        )
-        return self.comparison("DPOP minus DPO", pairs)
+        pairs = {}
+        for one, other in (("dpop", "dpo"), ("dpop", "ipo"), ("ipo", "dpo")):
+            for edit, beta in (*(("low", beta) for beta in BETAS), ("high", BETA)):
+                label = (
+                    f"{NAMES[one]} minus {NAMES[other]}, β {beta:g}{', high edit distance' if edit == 'high' else ''}"
+                )
+                both = (accuracy.of(loss, 0, beta=beta, edit=edit) for loss in (one, other))
+                pairs[label] = (next(both), next(both))
+        return self.comparison("", pairs)
 
     def against(self) -> str:
         dpop = accuracy.of("dpop", 0)
@@ -173,8 +196,8 @@ class Page:
         others = {label.replace("`", ""): one for label, one in BASELINES.items()}
         for axes, kinds, title in ((left, low, "Low edit distance"), (right, others, "Baselines, low edit distance")):
             done = {label: lines for label, one in kinds.items() if (lines := self.lines(one))}
-            found = [estimate([100 * line["accuracy"] for line in lines]) for lines in done.values()]
-            style.dots(axes, list(done), found, colour=style.LOW, label="after", shift=0)
+            found = {label: estimate([100 * line["accuracy"] for line in lines]) for label, lines in done.items()}
+            style.dots(axes, list(kinds), found, colour=style.OF_EDITS["low"], label="after")
             axes.axvline(100 * self.start["accuracy"], color=style.GREY, linestyle="--", label="before")
             axes.set_title(title)
             style.finish(axes, x="held-out problems solved, %", y="")
@@ -190,28 +213,11 @@ def mean(lines: Sequence[Line], name: str) -> Estimate:
     return estimate([line[name] for line in lines])
 
 
-def corruption() -> str:
-    """What the numbers of low-edit pairs look like, right and wrong."""
-    problems = Stage(Path()).problems["pairs"]
-    made = [low_edit_pair(problem, random.Random(f"train {at}")) for at, problem in enumerate(problems)]
-    changed = [changed_number(pair.chosen, pair.rejected) for pair in made if pair is not None]
-    shares = {
-        "zeros": sum(trailing_zeros(right) == trailing_zeros(wrong) for right, wrong in changed),
-        "digits": sum(len(str(right)) == len(str(wrong)) for right, wrong in changed),
-        "larger": sum(wrong > right for right, wrong in changed),
-    }
-    zeros, digits, larger = (f"{count / len(changed):.0%}" for count in shares.values())
-    return (
-        f"Of the {len(changed)} wrong numbers {zeros} end in as many zeros as the right one, {digits} have as many "
-        f"digits, {larger} are larger: their look does not tell which is wrong. That each pair differs in one number "
-        "of the working, and never in the final answer, is its form, and all that is shown here is shown of it."
-    )
-
-
-def changed_number(chosen: str, rejected: str) -> tuple[int, int]:
-    both = zip(re.findall(r"\d+", chosen), re.findall(r"\d+", rejected), strict=True)
-    ((right, wrong),) = [(int(one), int(other)) for one, other in both if one != other]
-    return right, wrong
+def state(found: Estimate, is_up: bool) -> str:
+    """Of a claim that the accuracy rises, or that it does not."""
+    if not abs(found.mean) > found.half:
+        return "not shown"
+    return "holds" if (found.mean > 0) == is_up else "does not hold"
 
 
 def sign(found: Estimate) -> str:

@@ -110,6 +110,22 @@ def test_pairs_that_differ_from_the_start_on_have_no_tokens_before_the_edit() ->
     assert token_summary(ours, base, [1])["before_edit"] == 1.0
 
 
+def test_the_reference_says_the_same_of_held_out_tokens_once_it_is_kept(tmp_path: Path) -> None:
+    import numpy as np
+
+    from examples.arithmetic.training import reference_tokens
+    from megatron_dpop.analysis.spans import PairLogps
+
+    draw = np.random.default_rng(0)
+    computed = [PairLogps(*(draw.normal(size=size).astype(np.float32) for size in sizes)) for sizes in ((3, 2), (1, 5))]
+    first = reference_tokens(tmp_path / "kept.json", lambda: computed)
+    second = reference_tokens(tmp_path / "kept.json", lambda: pytest.fail("computed again"))
+    for found in (first, second):
+        for one, other in zip(found, computed, strict=True):
+            np.testing.assert_array_equal(one.chosen, other.chosen, strict=True)
+            np.testing.assert_array_equal(one.rejected, other.rejected, strict=True)
+
+
 def trial_of(tree: dict, hf: str) -> tuple[list[dict], float, list[float]]:
     """A trial's training in this rank: its metrics, and how far the weights given to transformers are from `hf`'s."""
     import torch
