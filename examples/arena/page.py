@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 from examples.arena.contest import EDITS, PROBLEMS, SEEDS, entry, trials
 from examples.arithmetic import style
@@ -99,6 +100,9 @@ class Page:
             scatter(one, self.measured(edit, "kl"), self.measured(edit, "accuracy"), style.OF_EDITS[edit])
             one.axhline(100 * self.start["accuracy"], color=style.GREY, linestyle="--")
             one.set_xscale("log")
+            one.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            one.xaxis.set_major_formatter("{x:g}")
+            one.xaxis.set_minor_formatter("")
             one.set_title(f"{edit.capitalize()} edit distance")
             style.finish(one, x="KL to the reference, nats a token", y=f"solved of {PROBLEMS}, %")
         style.save(figure, folder / "arena_price.svg")
