@@ -114,12 +114,12 @@ class Page:
         for beta in BETAS:
             ours, theirs = (self.lines(accuracy.of(loss, 0, beta=beta)) for loss in ("dpop", "dpo"))
             if common_seeds(ours, theirs):
-                found.append(("DPOP leaves more of it than DPO", beta, True, over_seeds(ours, theirs, "accuracy")))
+                found.append(("DPOP does better than DPO", beta, True, over_seeds(ours, theirs, "accuracy")))
         rows = [
             [claim, f"{beta:g}", one.text(1, percent=True, signed=True), state(one, is_up), str(one.count)]
             for claim, beta, is_up, one in found
         ]
-        return markdown(["the paper of the accuracy", "β", "here, points, interval of the seeds", "", "seeds"], rows)
+        return markdown(["the paper of this accuracy", "β", "here, points, interval of the seeds", "", "seeds"], rows)
 
     def verdict(self) -> str:
         pairs = {}
