@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from checkpoint_convert.assets import copy_assets
-from checkpoint_convert.conversion.convert import Conversion, convert
+from checkpoint_convert.conversion.conversion import Conversion
+from checkpoint_convert.conversion.convert import convert
 from checkpoint_convert.conversion.journal import Journal
 from checkpoint_convert.conversion.match import check_all_used, common_dtype
 from checkpoint_convert.conversion.plan import OutputFile, Piece, cut, group, main_dtype, target_file_bytes

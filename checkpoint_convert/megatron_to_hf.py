@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from checkpoint_convert.conversion.convert import Conversion, convert
+from checkpoint_convert.conversion.conversion import Conversion
+from checkpoint_convert.conversion.convert import convert
 from checkpoint_convert.conversion.match import check_all_used, common_dtype
 from checkpoint_convert.conversion.plan import OutputFile, Piece, cut, group, main_dtype, target_file_bytes
 from checkpoint_convert.conversion.run import default_workers

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from checkpoint_convert.conversion.convert import Conversion, convert
+from checkpoint_convert.conversion.conversion import Conversion
+from checkpoint_convert.conversion.convert import convert
 from checkpoint_convert.conversion.match import common_dtype
 from checkpoint_convert.conversion.plan import OutputFile, cut
 from checkpoint_convert.conversion.run import default_workers

@@ -235,15 +235,7 @@ def _score(tree: dict[str, Any], setting: Case) -> Logps:
     load_policy(run)
     if setting.fp8:
         emulate_fp8(run.engine.modules, setting.fp8)
-    source = TiledSource(
-        run.train.dataset,
-        run.engine,
-        capacity_tokens=config.data.row_tokens,
-        share_prefix=config.data.share_prefix,
-        batch=config.train.global_batch_pairs,
-        seed=config.train.seed,
-        shuffle=True,
-    )
+    source = TiledSource(config, run.train.dataset, run.engine, shuffle=True)
     for _ in range(setting.passes):
         logps = compute_reference(run.engine, source, 1, lambda _: None)
     parallel_state.destroy_model_parallel()

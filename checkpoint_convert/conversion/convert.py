@@ -1,54 +1,18 @@
 """What both directions share: continue or begin, write all files, finish, leave a manifest."""
 
-import hashlib
-import json
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from checkpoint_convert.conversion.conversion import Conversion
 from checkpoint_convert.conversion.journal import JOURNAL, Journal, OtherConversionError, open_journal
 from checkpoint_convert.conversion.manifest import write_manifest
-from checkpoint_convert.conversion.plan import OutputFile
-from checkpoint_convert.conversion.run import Begin, Executor, WritePiece, checksums
+from checkpoint_convert.conversion.run import Executor, checksums
 from checkpoint_convert.manifest import MANIFEST, check_small_files, read_manifest
-from checkpoint_convert.tensors.source import FileState, TensorSource, check_unchanged
+from checkpoint_convert.tensors.source import check_unchanged
 from dpop_base.checksums import seal
 from dpop_base.errors import UserError
 from dpop_base.files import write_json
 from dpop_base.progress import byte_progress
-
-FORMAT = 2  # counted up whenever the same source would give other bytes
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """One conversion, planned. File names in `files` are relative to `target`."""
-
-    command: str
-    source: TensorSource
-    states: list[FileState]  # of every file the result depends on
-    target: Path
-    files: list[OutputFile]
-    begin: Begin
-    write_piece: WritePiece
-    finish: Callable[[Journal], None]  # everything but tensors: metadata, index, config, tokenizer
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for two conversions that would write the same bytes from the same source."""
-        # However its path is spelled, a file is the same.
-        states = [{**asdict(state), "path": str(Path(state.path).resolve())} for state in self.states]
-        return hashlib.sha256(json.dumps([self.layout, states]).encode()).hexdigest()
-
-    @property
-    def layout(self) -> str:
-        """Equal for two conversions that would write tensors of the same shapes from the same files, whatever is in
-        these."""
-        sources = [str(Path(state.path).resolve()) for state in self.states]
-        files = [(f.name, [(p.tensor, p.dtype, p.first_row, p.shape) for p in f.pieces]) for f in self.files]
-        return hashlib.sha256(json.dumps([FORMAT, sources, files]).encode()).hexdigest()
 
 
 def convert(conversion: Conversion, *, workers: int, progress: bool) -> None:
@@ -82,16 +46,7 @@ def _write_all(conversion: Conversion, journal: Journal, *, workers: int, progre
     done = sum(file.num_bytes for file in conversion.files if file.name in journal.written)
     total = sum(file.num_bytes for file in conversion.files)
     with byte_progress("converting", total, done_bytes=done, show=progress) as advance:
-        executor = Executor(
-            conversion.source,
-            conversion.states,
-            conversion.target,
-            begin=conversion.begin,
-            write_piece=conversion.write_piece,
-            journal=journal,
-            advance=advance,
-        )
-        executor.run(conversion.files, workers)
+        Executor(conversion, journal, advance).run(workers)
 
 
 def _already_done(conversion: Conversion, workers: int) -> bool:

@@ -2,25 +2,21 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Event, local
 from typing import BinaryIO, cast
 
+from checkpoint_convert.conversion.conversion import Conversion
 from checkpoint_convert.conversion.journal import Journal, WrittenFile, WrittenPiece
 from checkpoint_convert.conversion.plan import OutputFile, Piece
 from checkpoint_convert.tensors.dtypes import ITEM_BYTES
-from checkpoint_convert.tensors.source import FileState, TensorSource, check_unchanged
+from checkpoint_convert.tensors.source import TensorSource, check_unchanged
 from dpop_base.checksums import crc32
 from dpop_base.errors import UserError
 from dpop_base.files import begin_writeback, sync
 from dpop_base.progress import Advance
-
-# What begins a file, and how a piece is put into it; these return the CRC-32 of what was begun with (None: of nothing),
-# and of the piece's elements.
-Begin = Callable[[BinaryIO, OutputFile], int | None]
-WritePiece = Callable[[BinaryIO, Piece, Iterable[memoryview]], int]
 
 # What a worker reads, converts, sums and writes at once: it stays in a core's cache from the reading to the writing.
 PART_BYTES = 512 << 10
@@ -40,25 +36,14 @@ class _StoppedError(Exception):
 class Executor:
     """Writes the files of one conversion. Raises UserError for what the source or the disk does wrong."""
 
-    def __init__(
-        self,
-        source: TensorSource,
-        states: list[FileState],
-        folder: Path,
-        *,
-        begin: Begin,
-        write_piece: WritePiece,
-        journal: Journal,
-        advance: Advance,
-    ) -> None:
-        self._source, self._states, self._folder = source, states, folder
-        self._begin, self._write_piece = begin, write_piece
-        self._journal, self._advance = journal, advance
+    def __init__(self, conversion: Conversion, journal: Journal, advance: Advance) -> None:
+        self._conversion, self._journal, self._advance = conversion, journal, advance
         self._stop = Event()
-        self._assembler = _Assembler(source)
+        self._assembler = _Assembler(conversion.source)
 
-    def run(self, files: list[OutputFile], workers: int) -> None:
+    def run(self, workers: int) -> None:
         """Writes the files that the journal does not have yet."""
+        files = self._conversion.files
         left = [file for file in files if file.name not in self._journal.written]
         for file in files:
             self._temporary(file).unlink(missing_ok=True)
@@ -72,23 +57,23 @@ class Executor:
         errors = [error for future in futures if not future.cancelled() and (error := future.exception())]
         errors.sort(key=lambda error: isinstance(error, _StoppedError))  # the cause before its consequences
         if errors:
-            raise _as_user_error(errors[0], self._folder, len(self._journal.written), len(files))
+            raise _as_user_error(errors[0], self._conversion.target, len(self._journal.written), len(files))
 
     def _temporary(self, file: OutputFile) -> Path:
-        path = self._folder / file.name
+        path = self._conversion.target / file.name
         return path.with_name(f".{path.name}.tmp")
 
     def _write_file(self, file: OutputFile) -> None:
-        temporary, path = self._temporary(file), self._folder / file.name
+        temporary, path = self._temporary(file), self._conversion.target / file.name
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb", buffering=0) as raw:
                 stream = cast(BinaryIO, _Whole(raw))
-                head_crc32 = self._begin(stream, file)
+                head_crc32 = self._conversion.begin(stream, file)
                 pieces = tuple(self._write_one(stream, piece) for piece in file.pieces)
                 num_bytes = stream.tell()
                 os.fsync(raw.fileno())
-            check_unchanged(self._states)
+            check_unchanged(self._conversion.states)
             os.replace(temporary, path)
             sync(path.parent)
             self._journal.record(WrittenFile(file.name, num_bytes, pieces, head_crc32))
@@ -101,7 +86,7 @@ class Executor:
         if self._stop.is_set():
             raise _StoppedError
         offset = stream.tell()
-        crc32 = self._write_piece(stream, piece, self._assembler.parts(piece))
+        crc32 = self._conversion.write_piece(stream, piece, self._assembler.parts(piece))
         self._advance(piece.num_bytes)
         return WrittenPiece(offset, stream.tell() - offset, crc32)
 

@@ -84,7 +84,7 @@ def held_out_tokens(run: Any, pairs: Path) -> tuple[Any, list[int]]:
 
     folder = tokenizer_folder(run.config, run.inputs.model)
     dataset = read_data(run.config, (SourceConfig(str(pairs)),), make_loss({"name": "dpo"}), folder, progress=False)
-    source = RowSource.of(run.config, dataset, run.engine, shuffle=False)
+    source = RowSource(run.config, dataset, run.engine, shuffle=False)
     common = [dataset[at].common_prefix_tokens for at in range(len(dataset))]
     return token_logps(run.engine, source, lambda _: None), common
 

@@ -91,7 +91,7 @@ class Analysis:
 def analyze(request: Request, device: torch.device) -> Analysis:
     """Every rank calls it, and has the results. Raises UserError where a model's weights cannot be read."""
     engine = build_model_engine(request.config, request.architecture, device)
-    source = RowSource.of(request.config, request.pairs, engine, shuffle=False)
+    source = RowSource(request.config, request.pairs, engine, shuffle=False)
     pairs = []
     for example in request.pairs:
         chosen, rejected = example.completions

@@ -100,7 +100,7 @@ def score_pairs(
     dataset = _dataset(source, tokens)
     engine = build_model_engine(request.config, request.architecture, device)
     load_weights(engine, request.model)
-    rows = RowSource.of(request.config, dataset, engine, shuffle=False)
+    rows = RowSource(request.config, dataset, engine, shuffle=False)
     with Console(silent=dist.get_rank() != 0).progress("scoring", validation_steps(rows)) as bar:
         found_scores = displacement(engine, rows, bar.update)
     scores = [

@@ -83,25 +83,23 @@ class RowSource:
 
     def __init__(
         self,
+        config: Config,
         dataset: Examples,
         engine: ModelEngine,
         *,
-        capacity_tokens: int,
-        share_prefix: bool,
-        batch: int,
-        seed: int,
         shuffle: bool,
         weights: TokenWeights = ALL_ALIKE,
     ) -> None:
+        """The rows that a config makes of a dataset; `shuffle`: for training, by the config's seed."""
         self.engine = engine
-        self.capacity_tokens = capacity_tokens
-        self.share_prefix = share_prefix
-        self.batch = batch
-        self.seed = seed
+        self.capacity_tokens = config.data.row_tokens
+        self.share_prefix = config.data.share_prefix
+        self.batch = config.train.global_batch_pairs
+        self.seed = config.train.seed
         self.shuffle = shuffle
         self.weights = weights
         fp8 = engine.config.fp8 is not None
-        self.multiple = capacity_tokens if engine.equal_rows else row_multiple(engine.layout, fp8=fp8)
+        self.multiple = self.capacity_tokens if engine.equal_rows else row_multiple(engine.layout, fp8=fp8)
         self._look_at(dataset)
 
     def _look_at(self, dataset: Examples) -> None:
@@ -114,28 +112,6 @@ class RowSource:
             tokens=self.shapes.row_tokens,
             scores=self.shapes.scores,
             attended=self.shapes.attended,
-        )
-
-    @classmethod
-    def of(
-        cls,
-        config: Config,
-        dataset: Examples,
-        engine: ModelEngine,
-        *,
-        shuffle: bool,
-        weights: TokenWeights = ALL_ALIKE,
-    ) -> "RowSource":
-        """Returns the rows that a config makes of a dataset; `shuffle`: for training, by the config's seed."""
-        return cls(
-            dataset,
-            engine,
-            capacity_tokens=config.data.row_tokens,
-            share_prefix=config.data.share_prefix,
-            batch=config.train.global_batch_pairs,
-            seed=config.train.seed,
-            shuffle=shuffle,
-            weights=weights,
         )
 
     def over(self, dataset: Examples) -> "RowSource":

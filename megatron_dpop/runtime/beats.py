@@ -23,17 +23,24 @@ from dataclasses import dataclass
 from types import FrameType
 
 from megatron_dpop.runtime.local_ranks import is_stopped
+from megatron_dpop.runtime.rank import Rank
 
-BEAT_SECONDS = 1.0
-SILENT_SECONDS = 30.0  # longer than anything that keeps Python from running a thread
-STILL_SECONDS = 40.0  # of a rank that is named
-HUNG_SECONDS = 600.0  # of a rank that is ended, once steps have been taken
 STEPS_TO_NAME, STEPS_TO_END = 3, 20  # of the longest step so far, where that is more
 COMPUTES_SECONDS = 0.01  # of a processor between two looks
 DEEPEST = 60  # frames that are looked at
 
 SLOT = struct.Struct("<QQQdd160s")  # beat, process id, flags, seconds that it stood still, longest step, where
 WAITS, ALONE = 1, 2  # flags
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often ranks look at each other, and how long they wait."""
+
+    beat_seconds: float = 1.0
+    silent_seconds: float = 30.0  # longer than anything that keeps Python from running a thread
+    still_seconds: float = 40.0  # of a rank that is named
+    hung_seconds: float = 600.0  # of a rank that is ended, once steps have been taken
 
 
 @dataclass(frozen=True)
@@ -145,21 +152,15 @@ class NodeWatch:
     def __init__(
         self,
         board: Board,
-        local_rank: int,
-        first_rank: int,
+        rank: Rank,
         *,
         say: Callable[[str], None],
         lost: Callable[[str], None],
         main: MainThread = MAIN,
-        beat_seconds: float = BEAT_SECONDS,
-        silent_seconds: float = SILENT_SECONDS,
-        still_seconds: float = STILL_SECONDS,
-        hung_seconds: float = HUNG_SECONDS,
+        patience: Patience = Patience(),
     ) -> None:
-        self._board, self._me, self._first_rank = board, local_rank, first_rank
-        self._say, self._lost, self._main = say, lost, main
-        self._beat_seconds, self._silent_seconds = beat_seconds, silent_seconds
-        self._still_seconds, self._hung_seconds = still_seconds, hung_seconds
+        self._board, self._me, self._first_rank = board, rank.local_rank, rank.rank - rank.local_rank
+        self._say, self._lost, self._main, self._patience = say, lost, main, patience
         self._beat, self._still, self._named = 0, 0.0, False
         self._last = [0] * board.ranks
         self._silent = [0.0] * board.ranks
@@ -173,7 +174,7 @@ class NodeWatch:
         self._stopped.set()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(self._beat_seconds):
+        while not self._stopped.wait(self._patience.beat_seconds):
             self._write()
             slots = [self._board.read(rank) for rank in range(self._board.ranks)]
             reason = self._silence(slots) or self._hang(slots)
@@ -184,7 +185,7 @@ class NodeWatch:
     def _write(self) -> None:
         moved, waits, where = self._main.look()
         self._beat += 1
-        self._still = 0.0 if moved else self._still + self._beat_seconds
+        self._still = 0.0 if moved else self._still + self._patience.beat_seconds
         longest = self._main.longest_step_seconds
         self._board.write(
             self._me, Slot(self._beat, os.getpid(), waits, bool(self._main.alone), self._still, longest, where)
@@ -192,11 +193,13 @@ class NodeWatch:
 
     def _silence(self, slots: Sequence[Slot]) -> str | None:
         for rank, slot in enumerate(slots):
-            self._silent[rank] = self._silent[rank] + self._beat_seconds if slot.beat == self._last[rank] else 0.0
+            self._silent[rank] = (
+                self._silent[rank] + self._patience.beat_seconds if slot.beat == self._last[rank] else 0.0
+            )
             self._last[rank] = slot.beat
-            if rank != self._me and slot.beat and self._silent[rank] > self._silent_seconds:
+            if rank != self._me and slot.beat and self._silent[rank] > self._patience.silent_seconds:
                 why = "it is stopped (SIGSTOP)" if is_stopped(slot.process_id) else "none of its threads runs"
-                seconds = f"{self._silent_seconds:.0f} s"
+                seconds = f"{self._patience.silent_seconds:.0f} s"
                 return (
                     f"{self._name(rank, slot)} has been silent for {seconds}: {why}; this run cannot go on without it"
                 )
@@ -207,15 +210,15 @@ class NodeWatch:
         still = min(slot.still_seconds for slot in slots)
         longest = max(slot.longest_step_seconds for slot in slots)
         at_work = [rank for rank, slot in enumerate(slots) if not slot.waits]
-        if still < self._beat_seconds or any(slot.alone for slot in slots):
+        if still < self._patience.beat_seconds or any(slot.alone for slot in slots):
             self._named = False
-        if still < max(self._still_seconds, STEPS_TO_NAME * longest) or any(slot.alone for slot in slots):
+        if still < max(self._patience.still_seconds, STEPS_TO_NAME * longest) or any(slot.alone for slot in slots):
             return None
         if not 0 < len(at_work) < len(slots):
             return None
         slot = slots[at_work[0]]
         line = f"{self._name(at_work[0], slot)} has not moved for {still:.0f} s while the others wait: {slot.where}"
-        if self._main.steps > 1 and still > max(self._hung_seconds, STEPS_TO_END * longest):
+        if self._main.steps > 1 and still > max(self._patience.hung_seconds, STEPS_TO_END * longest):
             return f"{line}; ended, since it hangs"
         if not self._named and self._me == 0:
             self._say(f"warning: {line}")

@@ -48,7 +48,7 @@ def _watching_node(rank: Rank, node: Node) -> Iterator[None]:
         else:
             descriptor = os.open(store.get("board").decode(), os.O_RDWR | os.O_CLOEXEC)
         board = Board(descriptor, ranks)
-        watch = NodeWatch(board, rank.local_rank, rank.rank - rank.local_rank, say=_say, lost=_end)
+        watch = NodeWatch(board, rank, say=_say, lost=_end)
     except OSError as error:  # ranks that are kept from each other's files, as in a container each
         _say(f"warning: the ranks of this node cannot watch each other ({error.strerror})")
     dist.barrier()  # all have the memory

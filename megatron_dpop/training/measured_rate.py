@@ -96,7 +96,7 @@ def _measure(config: Config, architecture: Architecture, size: ExampleSize) -> M
     config = replace(config, train=replace(config.train, global_batch_pairs=pairs))
     engine = build_engine(config, built, device)
     _set_weights(engine)
-    source = RowSource.of(config, AlikePairs(size, pairs, vocab_size=built.vocab_size), engine, shuffle=False)
+    source = RowSource(config, AlikePairs(size, pairs, vocab_size=built.vocab_size), engine, shuffle=False)
     rows = source.rows(0, None)
 
     def timed_pass() -> tuple[float, float]:

@@ -74,7 +74,7 @@ def build_run(
             memory_bytes=found.total_memory,
         )
     engine = build_engine(config, inputs.architecture, device)
-    source = partial(RowSource.of, config, engine=engine, weights=inputs.token_weights)
+    source = partial(RowSource, config, engine=engine, weights=inputs.token_weights)
     return Run(
         config=config,
         inputs=inputs,

@@ -103,7 +103,7 @@ def _training(
                     parameter.normal_(0, 0.02)
     engine.optimizer.reload_model_params()
     pairs = MadeUpPairs(KINDS["metamath-like"], 5000, vocab_size=vocabulary)
-    source = RowSource(pairs, engine, capacity_tokens=row_tokens, share_prefix=True, batch=1, seed=0, shuffle=True)
+    source = RowSource(config, pairs, engine, shuffle=True)
     source.batch = max(1, int(rows * row_tokens * 0.98 / float(source.shapes.row_tokens.mean())))
     reference = np.full((len(pairs), 2), -100.0, dtype=np.float32)
     return engine, StepData(source, reference), make_loss({"name": "dpop"})

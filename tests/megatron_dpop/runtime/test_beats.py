@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from megatron_dpop.runtime.beats import MAIN, Board, MainThread, NodeWatch, working_alone
+from megatron_dpop.runtime.beats import MAIN, Board, MainThread, NodeWatch, Patience, working_alone
+from megatron_dpop.runtime.rank import Rank
 from megatron_dpop.training.timing import STEPS_TO_BE_NAMED, Stragglers, straggler_metrics
 
 BEAT, SILENT, STILL, HUNG = 0.1, 4.0, 0.6, 1.5  # a busy machine may keep a thread waiting for seconds
 RANK = f"""
 import os, sys, threading, time
 from megatron_dpop.runtime import beats
+from megatron_dpop.runtime.rank import Rank
 
 def say(line):
     print("say", line, flush=True)
@@ -29,8 +31,8 @@ def lost(line):
 
 descriptor, rank, role = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 watch = beats.NodeWatch(
-    beats.Board(descriptor, 3), rank, 8, say=say, lost=lost,
-    beat_seconds={BEAT}, silent_seconds={SILENT}, still_seconds={STILL}, hung_seconds={HUNG},
+    beats.Board(descriptor, 3), Rank(8 + rank, 16, rank, 3), say=say, lost=lost,
+    patience=beats.Patience({BEAT}, {SILENT}, {STILL}, {HUNG}),
 )
 watch.start()
 beats.step_took(0.01)
@@ -148,13 +150,11 @@ def test_a_watch_that_was_stopped_says_no_more() -> None:
     watches = [
         NodeWatch(
             Board(descriptor, 2),
-            rank,
-            0,
+            Rank(rank, 2, rank, 2),
             say=said.append,
             lost=said.append,
             main=MainThread(),
-            beat_seconds=0.02,
-            silent_seconds=0.2,
+            patience=Patience(beat_seconds=0.02, silent_seconds=0.2),
         )
         for rank in (0, 1)
     ]
