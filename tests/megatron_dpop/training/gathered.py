@@ -12,6 +12,7 @@ import numpy as np
 from tests.distributed import leave_model_parallel
 
 Arrays = dict[str, np.ndarray]
+EXPERT = ".local_experts."
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Part:
     """One rank's share."""
 
     tensor_rank: int
+    expert_tensor_rank: int
     stage: int
     replica: int  # data- and context-parallel rank
     loss: float
@@ -105,6 +107,7 @@ def _step_part(engine: Any, data: Any, loss: Any) -> Part:
     }
     return Part(
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        expert_tensor_rank=parallel_state.get_expert_tensor_parallel_rank(),
         stage=parallel_state.get_pipeline_model_parallel_rank(),
         replica=parallel_state.get_data_parallel_rank(with_context_parallel=True),
         loss=values["loss"],
@@ -120,7 +123,7 @@ def gather_reduced(chunk: Any) -> None:
 
     if not chunk.ddp_config.use_distributed_optimizer:
         return
-    for group in chunk.bucket_groups:
+    for group in (*chunk.bucket_groups, *chunk.expert_parallel_bucket_groups):
         replicas = group.intra_distributed_optimizer_instance_group
         for bucket in group.buckets:
             shard = shard_buffer(bucket.grad_data, replicas.size())[replicas.rank()].clone()
@@ -128,10 +131,18 @@ def gather_reduced(chunk: Any) -> None:
 
 
 def in_whole_model(name: str, module: Any) -> str:
-    """Layers are counted within a chunk; Megatron numbers them over the whole model, from 1."""
-    return re.sub(
-        r"layers\.(\d+)", lambda match: f"layers.{module.decoder.layers[int(match[1])].layer_number - 1}", name
-    )
+    """Layers are counted within a chunk, and experts on a rank. Megatron numbers layers over the model, from 1."""
+    from megatron.core import parallel_state
+
+    def whole(match: re.Match[str]) -> str:
+        layer = module.decoder.layers[int(match[1])]
+        number = f"layers.{layer.layer_number - 1}{match[2]}"
+        if match[3] is None:
+            return number
+        first = parallel_state.get_expert_model_parallel_rank() * len(layer.mlp.experts.local_experts)
+        return f"{number}{EXPERT}{first + int(match[3])}"
+
+    return re.sub(rf"layers\.(\d+)(\.mlp\.experts|)(?:{re.escape(EXPERT)}(\d+))?", whole, name)
 
 
 def gather(parts: Sequence[Part], *, vocab_size: int, tied: bool) -> Arrays:
@@ -143,12 +154,29 @@ def gather(parts: Sequence[Part], *, vocab_size: int, tied: bool) -> Arrays:
         here = [part for part in parts if part.stage == stage and part.replica == replica]
         ranks = sorted(here, key=lambda part: part.tensor_rank)
         for name in ranks[0].gradients:
+            if EXPERT in name:
+                continue
             joined = _join(name, [part.gradients[name] for part in ranks], vocab_size)
             # The last stage's copy of a tied embedding is called output_layer.
             full_name = name.replace("output_layer", "embedding.word_embeddings") if tied else name
             if full_name in whole:
                 np.testing.assert_array_equal(whole[full_name], joined, err_msg=full_name)
             whole[full_name] = joined
+    return whole | _gather_experts(parts, vocab_size)
+
+
+def _gather_experts(parts: Sequence[Part], vocab_size: int) -> Arrays:
+    """Ranks hold other experts than others, and share each along another axis than the other weights."""
+    whole: Arrays = {}
+    for name in sorted({name for part in parts for name in part.gradients if EXPERT in name}):
+        shards: dict[int, list[np.ndarray]] = {}
+        for part in parts:
+            if name in part.gradients:
+                shards.setdefault(part.expert_tensor_rank, []).append(part.gradients[name])
+        for first, *others in shards.values():
+            for other in others:
+                np.testing.assert_array_equal(first, other, err_msg=name)
+        whole[name] = _join(name, [shards[rank][0] for rank in sorted(shards)], vocab_size)
     return whole
 
 

@@ -95,7 +95,7 @@ def starve(model: Path) -> None:
     The first entry of every token's hidden state is made large, and routers look at its sign.
     """
     tensors = load_file(model / "model.safetensors")
-    tensors["model.embed_tokens.weight"][:, 0] = 40.0
+    tensors["model.embed_tokens.weight"][:, 0] = 8.0
     for name, tensor in tensors.items():
         if name.endswith(("mlp.gate.weight", "block_sparse_moe.gate.weight")):
             tensor[:, 0] = torch.tensor([3.0, 3.0] + [-3.0] * (len(tensor) - 2))
