@@ -29,7 +29,7 @@ class Pace:
 
     @property
     def seconds_left(self) -> float | None:
-        """From now on, the time since the last unit taken off; None where it cannot be known, or nothing is left."""
+        """Seconds from now until all are done; None where that cannot be known, or nothing is left."""
         if self.total is None or self.rate is None or self.done >= self.total:
             return None
         return max(0.0, (self.total - self.done) / self.rate - (self._clock() - self._now))

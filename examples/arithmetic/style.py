@@ -43,7 +43,7 @@ def dots(
 
 
 def half(one: Estimate) -> float:
-    """Of the interval's width; zero of a single run, which has none."""
+    """Returns half of the interval's width; zero for a single run, which has none."""
     return 0.0 if math.isnan(one.half) else one.half
 
 

@@ -214,7 +214,7 @@ def mean(lines: Sequence[Line], name: str) -> Estimate:
 
 
 def state(found: Estimate, is_up: bool) -> str:
-    """Of a claim that the accuracy rises, or that it does not."""
+    """Says of a claim that the accuracy rises, or falls, whether it holds."""
     if not abs(found.mean) > found.half:
         return "not shown"
     return "holds" if (found.mean > 0) == is_up else "does not hold"

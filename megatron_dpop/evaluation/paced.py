@@ -69,7 +69,7 @@ class PacedModel(HFLM):
         tokens, mask = tokens.to(self.device), mask.to(self.device)
 
         def seconds(steps: int) -> tuple[float, float]:
-            """Of the prompts, and of a token step: the middle one, for a machine does other things too."""
+            """Times the prompts, and token steps: the middle one of these, for a machine does other things too."""
             clock = _Clock()
             self._model_generate(
                 context=tokens,
