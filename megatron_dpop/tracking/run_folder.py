@@ -153,7 +153,7 @@ def installed_versions(packages: Sequence[str]) -> dict[str, str | None]:
 
 
 def _command() -> list[str]:
-    """As it was typed: a rank is started as a module, whose file nobody types."""
+    """Returns the command as it was typed: a rank is started as a module, whose file nobody types."""
     program = Path(sys.argv[0])
     typed = "megatron-dpop" if program.parts[-2:] == ("megatron_dpop", "__main__.py") else sys.argv[0]
     return [typed, *sys.argv[1:]]
