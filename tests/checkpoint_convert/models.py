@@ -149,6 +149,7 @@ CONFIGS = {
     ),
 }
 FAMILIES = [*CONFIGS, "qwen1"]
+MIXTURES = ["qwen3-moe", "qwen3-moe-dense-between", "qwen2-moe", "mixtral"]
 
 
 @dataclass

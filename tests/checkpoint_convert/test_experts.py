@@ -15,9 +15,7 @@ from checkpoint_convert.tensors.torch_dist import read_metadata
 from checkpoint_convert.verify import verify
 from dpop_base.architectures import read_architecture
 from dpop_base.errors import UserError
-from tests.checkpoint_convert.models import SMALL, fill, save_small
-
-MIXTURES = ["qwen3-moe", "qwen3-moe-dense-between", "qwen2-moe", "mixtral"]
+from tests.checkpoint_convert.models import MIXTURES, SMALL, fill, save_small
 
 
 def save_fused(folder: Path) -> Path:
