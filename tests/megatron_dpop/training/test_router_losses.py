@@ -1,5 +1,6 @@
 """Routers' own losses are means over pairs at every layout, by a transcription in float64; frozen ones do not move."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from dpop_base.architectures import read_architecture
 from megatron_dpop.plan.choice import LayoutChoice
 from megatron_dpop.plan.parameters import stage_parameters
+from megatron_dpop.report.catalogue import METRICS
 from tests.checkpoint_convert.models import save_chat_models
 from tests.distributed import run_ranks
 from tests.megatron_dpop.training.adapters import shares_here
@@ -87,6 +89,12 @@ def _transcribed(tree: dict) -> tuple[list[np.ndarray], dict[str, float]]:
     return [parameter.grad.numpy() for parameter in routers], logged
 
 
+def _check_names(written: set[str]) -> None:
+    """Of metrics of experts the catalogue describes what runs write, and no other."""
+    of_experts = {re.sub(r"/\d+$", "", name) for name in written if name.startswith("moe/")}
+    assert of_experts == {metric.key for metric in METRICS if metric.key.startswith("moe/")}
+
+
 @pytest.mark.parametrize("ranks", [1, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (2, 4))])
 def test_losses_and_gradients_are_the_transcriptions_at_every_layout(ranks: int, world: Path) -> None:
     for family, layers in FAMILIES.items():
@@ -94,6 +102,7 @@ def test_losses_and_gradients_are_the_transcriptions_at_every_layout(ranks: int,
         trees = [_tree(world, family, f"{ranks}_{at}", **layout) for at, layout in enumerate(LAYOUTS[ranks])]
         for layout, metrics in zip(LAYOUTS[ranks], run_ranks(train_all, ranks, trees)[0], strict=True):
             assert {name: metrics[0][name] for name in logged} == pytest.approx(logged, rel=RELATIVE), (family, layout)
+            _check_names({name for line in metrics for name in line})
         for tree in trees:
             tree["run"]["dir"] += "_gradients"
         by_rank: list[list[Part]] = run_ranks(parts_here, ranks, [(tree, None) for tree in trees])
