@@ -20,8 +20,8 @@ from megatron_dpop.analysis.token_logps import load_weights
 from megatron_dpop.config import Config
 from megatron_dpop.config.load import config_from_dict, override
 from megatron_dpop.data.examples import SourceExamples, TokenizedDataset
+from megatron_dpop.data.files.rows import Location
 from megatron_dpop.data.inspection.scores import PairScore, read_pairs, record_key
-from megatron_dpop.data.rows import Location
 from megatron_dpop.data.storage import SCHEMA, StoredExamples, record_batch
 from megatron_dpop.data.tokenise import TokenizedRecord, tokenise
 from megatron_dpop.data.tokenizer import TextTokenizer

@@ -12,12 +12,12 @@ from dpop_base.choices import EXAMPLE_KINDS
 from dpop_base.errors import UserError
 from megatron_dpop.commands import data_files
 from megatron_dpop.commands.source_options import add_source, add_tokenizer, source_of, tokenizer_of
+from megatron_dpop.data.files.rows import Location
 from megatron_dpop.data.inspection.render import print_report, warnings
 from megatron_dpop.data.inspection.report import inspect_file, percentiles
 from megatron_dpop.data.makers.gsm_symbolic import make_gsm_symbolic
 from megatron_dpop.data.makers.make import make_pairs
 from megatron_dpop.data.makers.pairs_file import datasheet_lines
-from megatron_dpop.data.rows import Location
 
 if TYPE_CHECKING:
     from megatron_dpop.analysis.scored_pairs import Scored

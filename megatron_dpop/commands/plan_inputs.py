@@ -127,7 +127,7 @@ def _given_lengths(config: Config, pair: str | None) -> tuple[Workload, str, Cou
 
 
 def _are_here(sources: Sequence[SourceConfig]) -> bool:
-    from megatron_dpop.data.rows import Location, is_here
+    from megatron_dpop.data.files.rows import Location, is_here
 
     return all(is_here(Location(source.path)) for source in sources)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpop_base.errors import UserError
-from megatron_dpop.data.rows import Location
+from megatron_dpop.data.files.rows import Location
 from megatron_dpop.data.templates import PLAIN, PromptFormat
 from megatron_dpop.data.tokenizer import TextTokenizer, load_tokenizer
 

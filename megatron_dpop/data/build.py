@@ -14,12 +14,12 @@ from dpop_base.choices import BadRows, ExampleKind, TooLong
 from dpop_base.errors import UserError
 from dpop_base.progress import track
 
+from .files.rows import Location
 from .formats import TABLE, Layout, Notes
 from .kinds import LOSSES, as_kind, can_be, rule_text
 from .processes import ordered_map
 from .reading import Entry, Reading, open_source, records_of
 from .records import BadRowError, Record, located
-from .rows import Location
 from .storage import SCHEMA, record_batch
 from .templates import PromptFormat
 from .tokenise import tokenise

@@ -19,7 +19,7 @@ from dpop_base.errors import UserError, first_line
 from dpop_base.files import locked, replacing, write_json
 
 from .build import Recipe, Tally, build
-from .rows import find_rows
+from .files.rows import find_rows
 from .storage import StoredExamples
 from .tokenizer import tokenizer_fingerprint
 

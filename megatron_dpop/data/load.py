@@ -11,8 +11,8 @@ from .blend import blend_order
 from .build import Recipe
 from .cache import fingerprint, tokenised
 from .examples import SourceExamples, TokenizedDataset
+from .files.rows import Location
 from .processes import default_workers
-from .rows import Location
 from .templates import PromptFormat
 
 

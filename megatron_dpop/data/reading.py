@@ -7,11 +7,11 @@ from typing import Any
 
 from dpop_base.errors import printable
 
+from .files.rows import Location, Rows, find_rows, sample
 from .formats import Layout, Notes, RowFields, recognise
 from .formats.fields import is_empty
 from .formats.ranked import grouped
 from .records import BadRowError, Record, located
-from .rows import Location, Rows, find_rows, sample
 
 Entry = tuple[str, dict[str, Any]]  # where, and the values by role
 

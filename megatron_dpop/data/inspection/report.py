@@ -15,11 +15,11 @@ from dpop_base.errors import UserError
 from dpop_base.progress import track
 
 from ..build import fault_of
+from ..files.rows import Location
 from ..formats import Format, Notes
 from ..kinds import as_kind, can_be, kind_to_use, rule_text
 from ..reading import open_source, records_of
 from ..records import BadRowError, Prompt, Record, located, readable, text_of_content
-from ..rows import Location
 from ..tokenise import TokenizedRecord, common_prefix_tokens, tokenise
 from ..tokenizer import TextTokenizer
 from .balance import Directions, length_bias

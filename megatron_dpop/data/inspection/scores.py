@@ -10,11 +10,11 @@ from pathlib import Path
 from dpop_base.errors import UserError
 from dpop_base.files import replacing
 
+from ..files.rows import Location
 from ..formats import Notes
 from ..kinds import as_kind, can_be
 from ..reading import open_source, records_of
 from ..records import BadRowError, Record
-from ..rows import Location
 from .report import prompt_hash
 
 

@@ -17,12 +17,12 @@ from dpop_base.files import replacing
 from dpop_base.progress import track
 
 from ..build import fault_of
+from ..files.rows import Location
 from ..formats import Notes
 from ..formats.ranked import grouped
 from ..kinds import as_kind, can_be, kind_to_use
 from ..reading import Reading, open_source, records_of
 from ..records import BadRowError, Record, located
-from ..rows import Location
 from ..tokenise import TokenizedRecord, tokenise
 from ..tokenizer import TextTokenizer
 from .balance import Directions

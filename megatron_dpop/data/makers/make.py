@@ -12,7 +12,7 @@ from typing import Any
 from dpop_base.errors import UserError
 from dpop_base.progress import track
 
-from ..located_row import LocatedRow
+from ..files.located_row import LocatedRow
 from ..processes import default_workers, ordered_map
 from ..records import BadRowError, located
 from .few_shot import with_examples

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..located_row import LocatedRow
-from ..rows import Location, find_rows
+from ..files.located_row import LocatedRow
+from ..files.rows import Location, find_rows
 
 
 def source_rows(source: str, *, config: str | None, split: str) -> Iterator[LocatedRow]:

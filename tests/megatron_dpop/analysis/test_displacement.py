@@ -59,7 +59,7 @@ def expected(world: Path) -> np.ndarray:
 def scored(world: Path, overrides: list[str]) -> list[tuple[float, float]]:
     """In this rank: both scores of each pair."""
     from megatron_dpop.analysis.scored_pairs import read_score_request, score_pairs
-    from megatron_dpop.data.rows import Location
+    from megatron_dpop.data.files.rows import Location
     from megatron_dpop.data.templates import PromptFormat
     from megatron_dpop.data.tokenizer import load_tokenizer
     from megatron_dpop.runtime import processes

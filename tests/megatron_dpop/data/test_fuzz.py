@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from dpop_base.errors import UserError
 from megatron_dpop.commands.main import run
+from megatron_dpop.data.files.read_rows import read_rows
 from megatron_dpop.data.load import DataSource, load_dataset
-from megatron_dpop.data.read_rows import read_rows
 
 GOOD = {"prompt": "Q", "chosen": "a", "rejected": "b"}
 ROLE = {"role": "user", "content": "x"}

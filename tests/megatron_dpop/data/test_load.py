@@ -12,8 +12,8 @@ import pytest
 
 from dpop_base.errors import UserError
 from megatron_dpop.data.examples import TokenizedDataset
+from megatron_dpop.data.files.read_csv import read_csv
 from megatron_dpop.data.load import DataSource, load_dataset, source_names
-from megatron_dpop.data.read_csv import read_csv
 
 
 def rows(count: int, start: int = 0) -> list[dict[str, str]]:

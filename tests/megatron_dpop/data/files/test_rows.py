@@ -13,8 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from dpop_base.errors import UserError
+from megatron_dpop.data.files.rows import FileRows, Location, _hub_rows, find_rows
 from megatron_dpop.data.reading import open_source
-from megatron_dpop.data.rows import FileRows, Location, _hub_rows, find_rows
 
 PAIRS = [{"prompt": f"Q{i}", "chosen": "a", "rejected": "b"} for i in range(6)]
 
@@ -169,7 +169,7 @@ def test_columns_that_nobody_wants_are_not_read_but_named(tmp_path: Path, name: 
 
 def test_a_folder_of_everything_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`/` given as data would have `datasets` look through the whole machine, several times."""
-    monkeypatch.setattr("megatron_dpop.data.rows.MOST_ENTRIES", 3)
+    monkeypatch.setattr("megatron_dpop.data.files.rows.MOST_ENTRIES", 3)
     for index in range(3):
         write(tmp_path / f"part-{index}.jsonl", lines(PAIRS[2 * index : 2 * index + 2]))
     assert len(prompts(Location(str(tmp_path)))) == 6
