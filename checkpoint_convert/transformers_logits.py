@@ -57,8 +57,10 @@ def transformers_logits(
         return None, f"its weights take {needed / 1e9:.0f} GB in fp32 and {free / 1e9:.0f} GB of memory are free"
     try:
         from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
     except ImportError:
         return None, "it is not installed"
+    disable_progress_bar()  # it would run into ours
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False

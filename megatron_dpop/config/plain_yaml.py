@@ -38,7 +38,7 @@ def read_yaml(text: str) -> Any:
             loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise ValueError("it is no YAML" + (f": {_place(text, mark.line)}" if mark else "")) from None
+        raise ValueError("it is no YAML" + (f": {_place(text, mark.line, mark.column)}" if mark else "")) from None
     except RecursionError:
         raise ValueError(f"it is nested deeper than {DEEPEST}") from None
     except (ValueError, TypeError, OverflowError, KeyError, AttributeError) as error:
@@ -47,13 +47,15 @@ def read_yaml(text: str) -> Any:
     return value
 
 
-def _place(text: str, line: int) -> str:
-    """Where YAML stopped, and why if it was a tab."""
+def _place(text: str, line: int, column: int) -> str:
+    """Where YAML stopped, and why if it was a tab or a sign of its own within braces."""
     lines = text.splitlines()
     for at in (line, line - 1):  # where it stopped, or the line that it then still was in
         if 0 <= at < len(lines) and "\t" in lines[at][: len(lines[at]) - len(lines[at].lstrip())]:
             return f"line {at + 1} is indented by a tab, YAML takes spaces alone"
-    return f"see line {line + 1}"
+    inside = lines[line][:column] if line < len(lines) else ""
+    quotes = ", where a text with ? or : or , needs quotes" if inside.count("{") > inside.count("}") else ""
+    return f"see line {line + 1}, near column {column + 1}{quotes}"
 
 
 def _count(node: yaml.Node, known: dict[int, int], within: set[int]) -> int:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from ..records import BadRowError
 from .fields import BESIDE, ROLES, is_empty
 from .guess import guess, nearest
@@ -127,7 +129,15 @@ def _answer_roles(layout: Layout) -> tuple[str, ...]:
 
 
 def _as_columns(layout: Layout, roles: Sequence[str]) -> str:
-    return "columns: {" + ", ".join(f"{role}: {layout.columns[role]}" for role in roles) + "}"
+    return f"columns: {_as_yaml({role: layout.columns[role] for role in roles})}"
+
+
+def _as_yaml(columns: Mapping[str, str]) -> str:
+    """As a config takes it: a name with a question mark or a colon is quoted."""
+    dumped: str = yaml.safe_dump(
+        dict(columns), default_flow_style=True, sort_keys=False, allow_unicode=True, width=float("inf")
+    )
+    return dumped.strip()
 
 
 def _last_texts(sample: Sample, columns: Sequence[str]) -> list[str]:
@@ -158,7 +168,7 @@ def _check_rivals(layout: Layout, sample: Sample, present: list[str], given: Map
             if any(not is_empty(theirs) and not is_empty(mine) and mine != theirs for mine, theirs in pairs):
                 raise BadRowError(
                     f"both `{column}` and `{rival}` could be the {role}; say which one is: "
-                    f"columns: {{{role}: {column}}} or columns: {{{role}: {rival}}}"
+                    f"columns: {_as_yaml({role: column})} or columns: {_as_yaml({role: rival})}"
                 )
 
 
@@ -184,7 +194,7 @@ def _unknown(sample: Sample, present: list[str], given: Mapping[str, str] | None
     missing = f"missing {', '.join(f'`{name}`' for name in likely)}; " if len(likely) < 3 else ""
     meant = guess(sample, present)
     advice = (
-        f"did you mean columns: {{{', '.join(f'{role}: {name}' for role, name in meant.items())}}}?"
+        f"did you mean columns: {_as_yaml(meant)}?"
         if meant
         else "say what they are with `columns`, for pairs {prompt: ..., chosen: ..., rejected: ...}"
     )

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 from megatron_dpop.data.formats import Notes
 from megatron_dpop.data.formats.layout import recognise
@@ -227,8 +228,10 @@ def test_a_verdict_that_could_be_either_is_refused(told: Any) -> None:
 
 def test_two_replies_and_a_choice_are_guessed_as_such() -> None:
     sample = [{"Nr": at, **SIDES, "Better?": word} for at, word in enumerate(("agent", "bot", "agent"))]
-    with pytest.raises(BadRowError, match=re.escape("did you mean columns: {prompt: Ask, first: Reply (agent), ")):
+    with pytest.raises(BadRowError, match=re.escape("did you mean columns: {")) as caught:
         recognise(sample)
+    given = yaml.safe_load(str(caught.value).partition("columns: {")[2].removesuffix("}?").join("{}"))
+    assert given == NAMED, "the guess can be copied into a config"
 
 
 def test_a_dialogue_with_answers_is_guessed_as_such() -> None:
