@@ -18,7 +18,7 @@ REFUSED = {
     "an object": ("a: !!python/object/apply:os.system [echo]", "no YAML|could not determine"),
     "a character": ('a: "x\\0y"', "character"),
     "half a character": ('a: "\\ud800"', "character|no YAML"),
-    "a question mark within braces": ("a:\n  b: {c: d?}\n", "see line 2, near column 11, where a text with ? or"),
+    "a question mark within braces": ("a:\n  b: {c: d?}\n", r"see line 2, near column 11, where a text with \? or"),
     "a bracket too many": ("a: [b]]\n", r"see line 1, near column 7$"),
     "a key that is none": ("1: 2", "no text"),
     "a number without end": ("a: 0x" + "f" * 5000, "beyond 64 bits"),
