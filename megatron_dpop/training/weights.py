@@ -18,6 +18,8 @@ from megatron_dpop.engine.engine import Engine
 from megatron_dpop.runtime import processes
 from megatron_dpop.training.identity import CONFIG, weights_id
 
+SAID_BYTES = 2e9  # of a model: what is smaller is converted in seconds
+
 
 class StartingWeights:
     """The weights of a Megatron folder, or of a Hugging Face folder, which is converted once beside the run.
@@ -74,7 +76,8 @@ class StartingWeights:
         assert self._converted is not None
         with processes.first_rank_only() as works:
             if works and (again or not _is_converted(self._converted)):
-                self._say(f"{self.model}: converting to Megatron's format, once")
+                if sum(path.stat().st_size for path in self.model.iterdir()) > SAID_BYTES:
+                    self._say(f"{self.model}: converting to Megatron's format, once")
                 _convert(self.model, self._converted, again=again)
         dist.barrier()
 
