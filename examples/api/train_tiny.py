@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from megatron_dpop import train
 
@@ -19,6 +19,7 @@ tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>",
 tokenizer.save_pretrained(folder / "model")
 shape = {"vocab_size": len(words), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+set_seed(0)
 LlamaForCausalLM(LlamaConfig(**shape, **heads, eos_token_id=2)).save_pretrained(folder / "model")
 
 draw = random.Random(0)

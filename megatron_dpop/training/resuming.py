@@ -9,6 +9,7 @@ from checkpoint_convert.locate import assets_folder
 from checkpoint_convert.lora import Lora, write_adapter_config
 from dpop_base.checkpoint_names import ASSETS, iteration_name
 from dpop_base.errors import UserError
+from dpop_base.run_names import CONFIG
 from megatron_dpop.checkpoints import checkpoint
 from megatron_dpop.checkpoints.complete import complete_iterations, has_checkpoint
 from megatron_dpop.checkpoints.digests import digests_by_all_ranks
@@ -54,7 +55,7 @@ def begin(run: Run) -> WandbRun | None:
 def keep_identity(run: Run) -> None:
     """Writes what this start found, for the run that will begin in this folder, perhaps on another day."""
     identity = run.identity
-    if dist.get_rank() == 0 and not (run.folder.path / "config.yaml").exists():
+    if dist.get_rank() == 0 and not (run.folder.path / CONFIG).exists():
         run.folder.path.mkdir(parents=True, exist_ok=True)
         write_identity(run.folder.path, identity)
 
