@@ -133,7 +133,7 @@ def _as_columns(layout: Layout, roles: Sequence[str]) -> str:
 
 
 def _as_yaml(columns: Mapping[str, str]) -> str:
-    """As a config takes it: a name with a question mark or a colon is quoted."""
+    """Writes columns as a config takes them: a name with a question mark or a colon is quoted."""
     dumped: str = yaml.safe_dump(
         dict(columns), default_flow_style=True, sort_keys=False, allow_unicode=True, width=float("inf")
     )
