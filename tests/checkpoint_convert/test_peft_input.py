@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from checkpoint_convert.commands import run
 from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
-from checkpoint_convert.peft_folder import WEIGHTS, match_adapter
+from checkpoint_convert.peft_folder import ADAPTER_WEIGHTS, match_adapter
 from checkpoint_convert.tensors.huggingface import HuggingFaceSource
 from checkpoint_convert.verify import open_checkpoint
 from dpop_base.errors import UserError
@@ -121,7 +121,7 @@ def test_values_of_any_kind_are_used_or_refused(base: Path, tmp_path: Path) -> N
     save_adapter(base, folder)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
-    weights, adapter = open_checkpoint(base), HuggingFaceSource(folder, names=WEIGHTS)
+    weights, adapter = open_checkpoint(base), HuggingFaceSource(folder, names=ADAPTER_WEIGHTS)
     for name in config:
         for value in (None, True, 0, -1, 10**400, float("inf"), float("nan"), "", "\ud800", [], [None], {}, {"a": {}}):
             path.write_text(json.dumps(config | {name: value}))
