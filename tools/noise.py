@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -182,27 +182,35 @@ def _tree(options: argparse.Namespace, model: Path, scratch: Path, precision: st
 
 def _on_ranks(ranks: int, trees: list[dict[str, Any]], settings: list[Case], result: Path) -> list[Logps]:
     """Scores under each config in processes of their own; one table a config."""
+    spawn_ranks(ranks, _rank, (trees, settings, result))
+    with np.load(result) as tables:
+        return [tables[str(at)] for at in range(len(trees))]
+
+
+def spawn_ranks(ranks: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Calls `function(rank, *arguments)` in a process of its own for each rank. Exits where one fails."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    arguments = (ranks, port, trees, settings, result)
-    processes = [context.Process(target=_rank, args=(rank, *arguments)) for rank in range(ranks)]
+    processes = [context.Process(target=_start, args=(function, rank, ranks, port, arguments)) for rank in range(ranks)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     if any(process.exitcode for process in processes):
         raise SystemExit("noise: a rank failed; its error is above")
-    with np.load(result) as tables:
-        return [tables[str(at)] for at in range(len(trees))]
 
 
-def _rank(rank: int, ranks: int, port: int, trees: list[Any], settings: list[Case], result: Path) -> None:
+def _start(function: Callable[..., None], rank: int, ranks: int, port: int, arguments: tuple[Any, ...]) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
+    function(rank, *arguments)
+
+
+def _rank(rank: int, trees: list[Any], settings: list[Case], result: Path) -> None:
     tables = {str(at): _score(*job) for at, job in enumerate(zip(trees, settings, strict=True))}
     if rank == 0:
         np.savez(result, **tables)  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
