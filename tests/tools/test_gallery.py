@@ -37,7 +37,7 @@ def test_page_quotes_what_the_rules_said() -> None:
 
 
 @pytest.mark.parametrize("run", gallery.RUNS, ids=lambda run: run.name)
-def test_configs_are_good(run: gallery.Run, tmp_path: Path) -> None:
+def test_configs_are_good(run: gallery.GalleryRun, tmp_path: Path) -> None:
     config_from_dict(run.config(tmp_path), origin=run.name)
 
 
