@@ -99,6 +99,7 @@ def walk(place: Path) -> Walk:
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": str(place / "cache"),
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",  # two threads wait for each other at each small product where cores are busy
     }
 
     def run(line: str) -> "subprocess.CompletedProcess[str]":

@@ -51,7 +51,8 @@ def draw(folder: Path) -> Draw:
 
 def _environment(folder: Path) -> dict[str, str]:
     own = {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "WANDB_MODE": "offline"}
-    return {**os.environ, **own, "MEGATRON_DPOP_DEVICE": "cpu", "HF_HUB_OFFLINE": "1"}
+    alone = {"OMP_NUM_THREADS": "1"}  # two threads wait for each other at each small product where cores are busy
+    return {**os.environ, **own, **alone, "MEGATRON_DPOP_DEVICE": "cpu", "HF_HUB_OFFLINE": "1"}
 
 
 def _bars(drawn: str, title: str) -> list[str]:
