@@ -87,8 +87,7 @@ def _message(entry: Any, field: str) -> Message:
     message: Message = {"role": role, "content": content}
     if len(entry) > 2 or not isinstance(content, str):
         message.update({key: value for key, value in entry.items() if key not in message and value is not None})
-        for key, value in message.items():
-            check_plain(value, f"{field}.{key}")
+        check_plain(message, field)
         _check_content(message, "content" in entry, field)
     else:
         text_of(content, f"{field}.content")

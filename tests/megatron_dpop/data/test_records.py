@@ -76,6 +76,7 @@ def nested(depth: int) -> Any:
         (assistant(content=[{"type": "image_url", "image_url": "u"}]), r"`x\[0\].content\[0\]` is 'image_url'; only"),
         (assistant(content="a", name="\ud800"), r"`x\[0\].name` holds a lone surrogate"),
         (assistant(content="a", extra={"\ud800": 1}), r"`x\[0\].extra key` holds a lone surrogate"),
+        (assistant(content="a", **{"\ud800": 1}), r"`x\[0\] key` holds a lone surrogate"),
         (assistant(content="a", extra=nested(80)), "nested deeper than 64 levels"),
         (assistant(content="a", extra={"k": b"x"}), r"`x\[0\].extra.k` is a bytes"),
     ],
