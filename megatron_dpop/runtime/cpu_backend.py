@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from megatron_dpop.runtime.cpu_products import has_bf16_products, widen_bf16_products
+
 CPU = torch.device("cpu")
 
 # Where these are installed Megatron-Core takes their kernels, whatever the device: GPU kernels, for tensors on the CPU.
@@ -250,4 +252,6 @@ def install() -> None:
     distributed.reduce_scatter = _scattering_unequal_sizes(distributed.reduce_scatter)
     torch.compile = _uncompiled  # type: ignore[assignment]
     torch.nn.Module.cuda = lambda self, *_: self  # type: ignore[method-assign]
+    if not has_bf16_products():
+        widen_bf16_products()
     _CudaToCpu().__enter__()
