@@ -80,7 +80,7 @@ class Page:
             down = [loss for loss, one in found.items() if one.mean + one.half < 0]
             rest = [loss for loss in found if loss not in (*up, *down)]
             rows.append([edit, *(", ".join(f"`{loss}`" for loss in some) or "none" for some in (up, down, rest))])
-        return markdown(["edit distance", "more likely than before", "less likely", "not told by these seeds"], rows)
+        return markdown(["edit distance", "more likely than before", "less likely", "not decided by these seeds"], rows)
 
     def draw(self, folder: Path) -> None:
         style.begin()
