@@ -7,6 +7,7 @@ before its n-th call of any of them is killed at each moment that could matter, 
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def run_in(cache: Path, tree: dict) -> list[Outcome]:
     from megatron_dpop.runtime.folder_lock import sole_writer
 
     os.environ["XDG_CACHE_HOME"] = str(cache)
-    with sole_writer(Path(tree["run"]["dir"])):
+    with sole_writer(Path(tree["run"]["dir"])) if os.environ["RANK"] == "0" else nullcontext():
         return run_here(tree)
 
 
@@ -33,17 +34,22 @@ def counted_in(cache: Path, tree: dict) -> list[str]:
     return seen
 
 
-def killed_in(cache: Path, tree: dict, at: int) -> None:
-    """A run that dies, with all processes that it started, before its operation number `at`."""
+def killed_in(cache: Path, tree: dict, at: int, rank: int) -> None:
+    """A run whose `rank` dies, with all processes that it started, before the first rank's operation number `at`."""
+    import torch.distributed as dist
+
+    groups: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(groups, os.getpgrp())
     count = 0
 
-    def die(name: str, target: str) -> None:
+    def kill_at_last(name: str, target: str) -> None:
         nonlocal count
         if count == at:
-            os.killpg(os.getpgrp(), signal.SIGKILL)
+            os.killpg(groups[rank], signal.SIGKILL)
         count += 1
 
-    _before_each_change(die)
+    if dist.get_rank() == 0:
+        _before_each_change(kill_at_last)
     run_in(cache, tree)
 
 
@@ -60,16 +66,20 @@ def _before_each_change(call: Callable[[str, str], None]) -> None:
         setattr(os, name, replaced(name, getattr(os, name)))
 
 
-def kill(cache: Path, tree: dict, at: int) -> bool:
-    """Whether the run was killed; it may have ended before."""
-    (process,), _queue, _store = _start(killed_in, 1, (cache, tree, at))
-    process.join()
-    return process.exitcode == -signal.SIGKILL
+def kill(cache: Path, tree: dict, at: int, *, rank: int = 0, world_size: int = 1) -> bool:
+    """Whether the rank was killed; the run may have ended before. The launcher kills the others, as this does."""
+    processes, _queue, _store = _start(killed_in, world_size, (cache, tree, at, rank))
+    processes[rank].join()
+    for process in processes:
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+    return bool(processes[rank].exitcode == -signal.SIGKILL)
 
 
-def difference(cache: Path, tree: dict, whole: Outcome, whole_run: Path) -> str | None:
+def difference(cache: Path, tree: dict, whole: Outcome, whole_run: Path, *, world_size: int = 1) -> str | None:
     """Starts a killed run again; says what of its end is not as in the run that was left alone."""
-    (resumed,) = run_ranks(run_in, 1, cache, tree)[0]
+    (resumed,) = run_ranks(run_in, world_size, cache, tree)[0]
     run = Path(tree["run"]["dir"])
     if resumed.error is not None:
         return f"it did not go on: {resumed.error}"

@@ -23,7 +23,7 @@ PHASES = {
 }
 
 
-def tree_of(folder: Path, run: str, *, model: str = "model") -> dict:
+def tree_of(folder: Path, run: str, *, model: str = "model", **sections: object) -> dict:
     return write_config(
         folder,
         folder / model,
@@ -32,6 +32,7 @@ def tree_of(folder: Path, run: str, *, model: str = "model") -> dict:
         train={"steps": 4},
         checkpoint={"every": 2, "keep": 1, "export_hf": True},
         run={"dir": str(folder / run)},
+        **sections,
     )
 
 
@@ -72,3 +73,21 @@ def test_a_run_of_experts_killed_twenty_times_ends_the_same(part: int, experts: 
         cache, tree = folder / f"cache_{number}", tree_of(folder, f"killed_{number}", model=MIXTURE)
         assert kill(cache, tree, (2 * number + 1) * operations // (2 * KILLS)), number
         assert difference(cache, tree, whole, folder / "whole") is None, number
+
+
+RANK_KILLS = 4
+
+
+def test_a_run_of_which_one_expert_rank_is_killed_ends_the_same(tmp_path: Path) -> None:
+    """Two ranks hold half of the experts each. Either dies in turn, wherever the other is then."""
+    sections: dict = {"model": MIXTURE, "parallel": {"expert": 2}}
+    save_chat_models([MIXTURE], tmp_path, torch.bfloat16)
+    write_pairs(tmp_path / "pairs.jsonl", 12)
+    operations = run_ranks(counted_in, 2, tmp_path / "counted_cache", tree_of(tmp_path, "counted", **sections))[0]
+    (whole,) = run_ranks(run_in, 2, tmp_path / "whole_cache", tree_of(tmp_path, "whole", **sections))[0]
+    assert whole.metrics[0]["moe/route_agreement"] == 1.0
+    for number in range(RANK_KILLS):
+        cache, tree = tmp_path / f"cache_{number}", tree_of(tmp_path, f"killed_{number}", **sections)
+        at = (2 * number + 1) * len(operations) // (2 * RANK_KILLS)
+        assert kill(cache, tree, at, rank=number % 2, world_size=2), number
+        assert difference(cache, tree, whole, tmp_path / "whole", world_size=2) is None, number

@@ -18,17 +18,68 @@ LAYERS = 4
 PAIRS = 12
 # What stands in for Transformer Engine's norm on the CPU makes a tensor of its own.
 WAITS = {"tolist": 1, "item": 1, "__float__": 1, "tensor(device=)": 1}
-COLLECTIVES_OF_EXPERTS = {
-    # Of a layer: tokens to their experts, their shares of these, what comes back; the same backward.
-    "alltoall_base_": 6 * LAYERS,
-    "_allgather_base_": LAYERS,  # of how many tokens each expert is sent
-    "allreduce_": 2,  # as on one rank
-    "reduce_scatter_tensor_coalesced_": 1,  # of what both ranks hold, which experts are not
-    # Weights, once for the experts' optimizer and once for the other: Megatron-Core does so where it does not overlap.
-    "allgather_into_tensor_coalesced_": 2,
+COLLECTIVES_OF_TENSOR = {
+    # Forward after the two row-parallel products of a layer, backward after its two column-parallel ones; once for
+    # the embedding and once for the scored hidden states.
+    "_reduce_scatter_base_": 4 * LAYERS + 2,
+    # Before the other products of a layer in either direction, and again for its two weights' gradients.
+    "_allgather_base_": 6 * LAYERS + 2,
+    "allgather_": 1,  # of the log-probabilities' statistics
+    "allreduce_": 3,  # as on one rank, and the norms' gradients
 }
-# Megatron-Core's dispatcher asks how many tokens go where; sequential experts, which GPUs do not use, ask once more.
-WAITS_OF_EXPERTS = {**WAITS, "tolist": 1 + 13 * LAYERS, "to(device)": LAYERS}
+# Where every layer is a mixture, of which this rank has `layers`.
+Expected = dict[str, int]
+
+
+def _collectives_of_experts(layers: int) -> Expected:
+    return {
+        # Of a layer: tokens to their experts, their shares of these, what comes back; the same backward.
+        "alltoall_base_": 6 * layers,
+        "_allgather_base_": layers,  # of how many tokens each expert is sent
+        "allreduce_": 2,  # as on one rank
+        "reduce_scatter_tensor_coalesced_": 1,  # of what replicas hold, which experts are not
+        # Weights, once for the experts' optimizer and once for the other: Megatron-Core does so where it does not
+        # overlap.
+        "allgather_into_tensor_coalesced_": 2,
+    }
+
+
+def _waits_of_experts(layers: int) -> Expected:
+    """Megatron-Core's dispatcher asks how many tokens go where; sequential experts, not used on GPUs, ask once more."""
+    return {**WAITS, "tolist": 1 + 13 * layers, "to(device)": layers}
+
+
+# Attention's two products of a layer are sharded as in a dense model, the feed-forward's are the experts'.
+_SHARDED = {
+    "_reduce_scatter_base_": 2 * LAYERS + 2,
+    "_allgather_base_": 4 * LAYERS + 2,
+    "allgather_": 1,
+    "allreduce_": 3,
+}
+_STATES = {"item": 3}  # Megatron-Core looks at random states, which lie in the host's memory, once for each of two uses
+EXPERT_LAYOUTS: dict[str, tuple[int, dict[str, int], Expected, Expected]] = {
+    "expert 2": (2, {"expert": 2}, _collectives_of_experts(LAYERS), _waits_of_experts(LAYERS)),
+    "tensor 2, expert 2": (
+        2,
+        {"tensor": 2, "expert": 2},
+        # No replicas, so nothing to reduce or gather.
+        {"alltoall_base_": 6 * LAYERS, **_SHARDED},
+        {**_waits_of_experts(LAYERS), **_STATES},
+    ),
+    "tensor 2, expert 2 x 2": (
+        4,
+        {"tensor": 2, "expert": 2, "expert_tensor": 2},
+        # Each expert's tokens and their shares come together from its two ranks, and its results are summed over these.
+        {**_collectives_of_experts(LAYERS), **_SHARDED, "allgather_": 1 + 3 * LAYERS, "reduce_scatter_": 3 * LAYERS},
+        {**_waits_of_experts(LAYERS), **_STATES, "tolist": 1 + 15 * LAYERS},
+    ),
+    "pipeline 2, expert 2": (
+        4,
+        {"pipeline": 2, "expert": 2},
+        {**_collectives_of_experts(LAYERS // 2), "send": 1, "recv_": 1},
+        _waits_of_experts(LAYERS // 2),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -153,23 +204,16 @@ def test_collectives_of_one_rank(alone: dict[str, Counts]) -> None:
 
 
 def test_collectives_of_tensor_parallelism(tensor: Counts) -> None:
-    assert tensor.collectives == {
-        # Forward after the two row-parallel products of a layer, backward after its two column-parallel ones; once for
-        # the embedding and once for the scored hidden states.
-        "_reduce_scatter_base_": 4 * LAYERS + 2,
-        # Before the other products of a layer in either direction, and again for its two weights' gradients.
-        "_allgather_base_": 6 * LAYERS + 2,
-        "allgather_": 1,  # of the log-probabilities' statistics
-        "allreduce_": 3,  # as on one rank, and the norms' gradients
-    }
+    assert tensor.collectives == COLLECTIVES_OF_TENSOR
 
 
 @pytest.mark.slow
-def test_collectives_and_waits_of_experts_over_two_ranks(world: Path) -> None:
-    """Two replicas that share each layer's experts. Every layer of the model is a mixture."""
-    counts = run_ranks(count_steps, 2, [_tree(world, "expert", model="qwen3-moe", parallel={"expert": 2})])[0][0]
-    assert counts.collectives == COLLECTIVES_OF_EXPERTS
-    assert counts.waits == WAITS_OF_EXPERTS
+@pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
+def test_collectives_and_waits_of_experts(layout: str, world: Path) -> None:
+    ranks, parallel, collectives, waits = EXPERT_LAYOUTS[layout]
+    for counts in run_ranks(count_steps, ranks, [_tree(world, layout, model="qwen3-moe", parallel=parallel)]):
+        assert counts[0].collectives == collectives
+        assert counts[0].waits == waits
 
 
 def test_the_host_waits_where_it_must(alone: dict[str, Counts]) -> None:
