@@ -6,10 +6,11 @@ RUN ?= runs/quickstart
 SLOW ?= tests
 TESTING := "pytest>=8.3" "pytest-timeout>=2.3" "hypothesis>=6.120"
 
-# What the versions of torch, Megatron-Core and transformers matter to: launch, attention, log-probabilities, gradients at
-# two layouts, a step's counts (not of FLOPs and bytes: before torch 2.13 rows of logits are padded to whole tiles).
+# What the versions of torch, Megatron-Core and transformers matter to: launch, products, attention, log-probabilities,
+# gradients at two layouts, a step's counts (not of FLOPs and bytes: before torch 2.13 rows of logits are padded to whole tiles).
 OLDEST := tests/megatron_dpop/models tests/megatron_dpop/logprobs tests/megatron_dpop/training/test_step_counts.py \
-	tests/megatron_dpop/training/test_gradients.py tests/megatron_dpop/runtime/test_launch.py
+	tests/megatron_dpop/training/test_gradients.py tests/megatron_dpop/runtime/test_launch.py \
+	tests/megatron_dpop/runtime/test_cpu_products.py
 
 # Every process that a run starts would otherwise compile torch and Megatron-Core anew, for 7 seconds.
 unexport PYTHONDONTWRITEBYTECODE
