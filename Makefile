@@ -7,7 +7,8 @@ SLOW ?= tests
 TESTING := "pytest>=8.3" "pytest-timeout>=2.3" "hypothesis>=6.120"
 
 # What the versions of torch, Megatron-Core and transformers matter to: launch, products, attention, log-probabilities,
-# gradients at two layouts, a step's counts (not of FLOPs and bytes: before torch 2.13 rows of logits are padded to whole tiles).
+# gradients at two layouts, a step's counts (not of FLOPs and bytes: before torch 2.13 rows of logits are padded to whole
+# tiles).
 OLDEST := tests/megatron_dpop/models tests/megatron_dpop/logprobs tests/megatron_dpop/training/test_step_counts.py \
 	tests/megatron_dpop/training/test_gradients.py tests/megatron_dpop/runtime/test_launch.py \
 	tests/megatron_dpop/runtime/test_cpu_products.py

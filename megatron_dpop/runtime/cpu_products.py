@@ -15,7 +15,7 @@ from torch import Tensor
 # `torch.matmul`, come down to these.
 PRODUCTS = {"mm": 2, "bmm": 2, "addmm": 3, "baddbmm": 3}
 
-_library: torch.library.Library | None = None  # what it registers is gone when it is
+_library: torch.library.Library | None = None  # kept, since its kernels are unregistered when it is deleted
 
 
 def has_bf16_products() -> bool:
@@ -33,7 +33,7 @@ def widen_bf16_products() -> None:
 
 
 def widened(name: str, operands: int) -> Callable[..., Tensor]:
-    """The product of that name, computed in fp32 and rounded where all operands are bf16."""
+    """Returns a kernel for that product which computes bf16 operands in fp32 and rounds the result."""
     product = getattr(torch, name)
 
     def multiply(*args: Any, **options: Any) -> Tensor:

@@ -27,11 +27,11 @@ COLLECTIVES_OF_TENSOR = {
     "allgather_": 1,  # of the log-probabilities' statistics
     "allreduce_": 3,  # as on one rank, and the norms' gradients
 }
-# Where every layer is a mixture, of which this rank has `layers`.
 Expected = dict[str, int]
 
 
 def _collectives_of_experts(layers: int) -> Expected:
+    """Of two replicas that share the experts of `layers` layers, each a mixture."""
     return {
         # Of a layer: tokens to their experts, their shares of these, what comes back; the same backward.
         "alltoall_base_": 6 * layers,
