@@ -5,6 +5,7 @@ the operands are widened to fp32, multiplied, and the result is rounded to bf16 
 bf16 instructions compute: a product of two bf16 numbers is exact in fp32, and sums are kept in fp32.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +29,11 @@ def widen_bf16_products() -> None:
     global _library
     if _library is None:
         _library = torch.library.Library("aten", "IMPL")
-        for name, operands in PRODUCTS.items():
-            _library.impl(name, widened(name, operands), "CPU", allow_override=True)
+        with warnings.catch_warnings():
+            # torch before 2.13 says in eight lines that a kernel is replaced, though it was asked to.
+            warnings.filterwarnings("ignore", "Warning only once for all operators")
+            for name, operands in PRODUCTS.items():
+                _library.impl(name, widened(name, operands), "CPU", allow_override=True)
 
 
 def widened(name: str, operands: int) -> Callable[..., Tensor]:

@@ -17,6 +17,8 @@ from tests.tiny import WORDS, write_config, write_model, write_pairs
 pytestmark = pytest.mark.slow
 
 RELATIVE = 1e-5
+# In fp32, of the largest. Ranks add in another order, and in some losses the examples' gradients nearly cancel.
+GRADIENT = 5e-5
 EXAMPLES = 7
 # With their own defaults, and what several losses can be given besides.
 SECTIONS = [
@@ -111,5 +113,5 @@ def test_every_loss_is_the_same_at_every_layout(layout: str, world: Path, expect
             largest = np.abs(wanted).max()
             assert largest > 0, (loss, name)
             np.testing.assert_allclose(
-                gradients[name], wanted, rtol=0, atol=RELATIVE * largest, err_msg=f"{loss} {name}"
+                gradients[name], wanted, rtol=0, atol=GRADIENT * largest, err_msg=f"{loss} {name}"
             )
