@@ -3,7 +3,6 @@
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 MODEL ?=
 RUN ?= runs/quickstart
-SLOW ?= tests
 TESTING := "pytest>=8.3" "pytest-timeout>=2.3" "hypothesis>=6.120"
 
 # What the versions of torch, Megatron-Core and transformers matter to: launch, products, attention, log-probabilities,
@@ -16,12 +15,13 @@ OLDEST := tests/megatron_dpop/models tests/megatron_dpop/logprobs tests/megatron
 # Every process that a run starts would otherwise compile torch and Megatron-Core anew, for 7 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-slow test-cluster test-oldest fuzz check docs clean
+.PHONY: quickstart test test-slow test-exhaustive test-cluster test-oldest fuzz check docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart   train a real 135M chat model with DPO and DPOP on this machine's CPU (MODEL=folder or hub name)"
 	@echo "make test         the default tests;  make test-slow: the end-to-end tests;  make check: linter, formatter, types"
+	@echo "make test-exhaustive  more layouts, kills and recipes than CI's time allows: before a release"
 	@echo "make fuzz         damaged and hostile inputs through the commands, for two minutes"
 	@echo "make test-oldest  what depends on versions, on the oldest ones that pyproject.toml allows"
 	@echo "make test-cluster the SLURM scripts on a private SLURM of this machine (slurm-wlm and munge installed)"
@@ -73,7 +73,10 @@ test: .venv/.dev
 	.venv/bin/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: .venv/.dev .venv/.docs .venv/.eval
-	.venv/bin/python -m pytest -q -m slow --ignore tests/slurm $(SLOW)
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile -m "slow and not exhaustive" --ignore tests/slurm
+
+test-exhaustive: .venv/.dev
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile -m exhaustive
 
 # The scripts of examples/slurm on a private SLURM of two nodes.
 test-cluster: .venv/.dev

@@ -16,12 +16,16 @@ from megatron_dpop.commands.main import run
 from megatron_dpop.config.schema import ParallelConfig
 from tests.distributed import run_ranks
 from tests.examples.shapes import write_hollow_model
+from tests.exhaustive import in_ci
 from tests.training import train_all
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 # Trained from the first stage to the last in a job of its own each (tests/slurm).
 ON_SLURM = "smaug-34b"
+# Another recipe's stages, on fewer GPUs.
+VARIANTS = [name for name in NAMES if name.endswith("-one-node")]
+CHAINS = [name for name in NAMES if name not in VARIANTS and name != ON_SLURM]
 GPUS_PER_NODE = 8
 
 
@@ -104,7 +108,7 @@ def test_dry_run_at_its_true_size(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", [name for name in NAMES if name != ON_SLURM])
+@pytest.mark.parametrize("recipe", in_ci(*CHAINS, of=CHAINS + VARIANTS))
 def test_all_stages_train_with_the_tiny_override(recipe: str, tmp_path: Path) -> None:
     listed = stages(recipe, tmp_path, "--tiny", tmp_path)
     trees = [yaml.safe_load(Path(config).read_text()) for config, _, _ in listed]

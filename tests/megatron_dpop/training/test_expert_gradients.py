@@ -9,6 +9,7 @@ import pytest
 
 from tests.checkpoint_convert.models import save_chat_models
 from tests.distributed import run_ranks
+from tests.exhaustive import in_ci
 from tests.megatron_dpop.training.gathered import EXPERT, Arrays, Part, gather, parts_here
 from tests.megatron_dpop.training.test_experts import LAYOUTS, starve
 from tests.tiny import write_config, write_pairs
@@ -58,7 +59,7 @@ def expected(world: Path) -> dict[str, tuple[str, Part, Arrays]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", in_ci("tp2_ep2", "cp2_ep2", "ep2_etp2", "tp2_pp2_ep2", of=LAYOUTS))
 def test_gradients_do_not_depend_on_the_layout(
     layout: str, world: Path, expected: dict[str, tuple[str, Part, Arrays]]
 ) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoint_convert.models import save_chat_models
 from tests.distributed import run_ranks
+from tests.exhaustive import in_ci
 from tests.megatron_dpop.training.reference_run import reference_run
 from tests.tiny import write_config, write_pairs
 from tests.training import train_all
@@ -77,7 +78,7 @@ def test_one_rank_trains_like_plain_transformers(world: Path, expected: dict[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", in_ci("tp2_ep2", "cp2_ep2", "ep2_etp2", "tp2_pp2_ep2", of=LAYOUTS))
 def test_every_layout_trains_like_plain_transformers(
     layout: str, world: Path, expected: dict[str, list[dict[str, float]]]
 ) -> None:
@@ -105,7 +106,7 @@ def starve(model: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["tp2_ep2", "tp2_etp2", "ep2_etp2"])
+@pytest.mark.parametrize("layout", in_ci("ep2_etp2", of=["tp2_ep2", "tp2_etp2", "ep2_etp2"]))
 def test_experts_without_a_token_are_no_trouble(layout: str, world: Path) -> None:
     for family in ("qwen2-moe", "mixtral"):
         starved = f"{family}-starved"
@@ -120,7 +121,7 @@ def test_experts_without_a_token_are_no_trouble(layout: str, world: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen3-moe-dense-between", "qwen2-moe"])
+@pytest.mark.parametrize("family", in_ci("qwen2-moe", of=["qwen3-moe-dense-between", "qwen2-moe"]))
 def test_a_run_goes_on_at_other_expert_layouts(family: str, world: Path) -> None:
     tree = _tree(world, family, "moving", steps=STEPS, expert=2)
     expected = run_ranks(train_all, 2, [tree])[0][0]

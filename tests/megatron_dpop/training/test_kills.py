@@ -7,6 +7,7 @@ import torch
 
 from tests.checkpoint_convert.models import save_chat_models
 from tests.distributed import run_ranks
+from tests.exhaustive import in_ci
 from tests.megatron_dpop.training.kills import counted_in, difference, kill, run_in
 from tests.tiny import write_config, write_model, write_pairs
 from tests.training import Outcome
@@ -63,7 +64,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, Outcom
     return folder, len(operations), whole
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", in_ci(0, of=range(PARTS)))
 def test_a_run_of_experts_killed_twenty_times_ends_the_same(part: int, experts: tuple[Path, int, Outcome]) -> None:
     """Twenty runs, each killed at another of its operations: its routes, too, are those of the run left alone."""
     folder, operations, whole = experts

@@ -16,6 +16,7 @@ from megatron_dpop.plan.flops import adapter_parameters
 from megatron_dpop.plan.parameters import stage_parameters
 from tests.checkpoint_convert.models import save_chat_models
 from tests.distributed import run_ranks
+from tests.exhaustive import in_ci
 from tests.megatron_dpop.training.adapters import save_start, shares_here
 from tests.megatron_dpop.training.reference_run import reference_run
 from tests.tiny import write_config, write_pairs
@@ -88,7 +89,7 @@ def test_one_rank_trains_as_by_hand(world: Path, expected: dict[str, list[dict[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", in_ci("tp2_ep2", "ep2_etp2", of=LAYOUTS))
 def test_every_layout_trains_as_by_hand(layout: str, world: Path, expected: dict[str, list[dict[str, float]]]) -> None:
     ranks, parallel = LAYOUTS[layout]
     families = FAMILIES if ranks == 2 else FAMILIES[:1]

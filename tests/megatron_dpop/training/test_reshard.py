@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import kill_ranks_when, run_ranks
+from tests.exhaustive import in_ci
 from tests.tiny import model_and_pairs, write_config
 from tests.training import train_here
 
@@ -45,7 +46,7 @@ def _tree(world: Path, run: str, **sections: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saved_at", ["tensor", "interleaved", "data"])
+@pytest.mark.parametrize("saved_at", in_ci("tensor", of=["tensor", "interleaved", "data"]))
 def test_a_run_goes_on_at_every_other_layout(world: Path, saved_at: str) -> None:
     sections, ranks = LAYOUTS[saved_at]
     tree = _tree(world, saved_at, **sections)
@@ -65,7 +66,7 @@ def test_a_run_goes_on_at_every_other_layout(world: Path, saved_at: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["one_plain", "data"])
+@pytest.mark.parametrize("layout", in_ci("data", of=["one_plain", "data"]))
 def test_killed_at_random_moments_a_run_always_goes_on(world: Path, layout: str) -> None:
     """A checkpoint after every step, so that a kill mostly comes while one is being written."""
     sections, ranks = LAYOUTS[layout]
