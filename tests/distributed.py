@@ -73,7 +73,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
     results: list[Any] = [None] * world_size
     try:
         for _ in range(world_size):
-            rank, result, error = queue.get(timeout=300)
+            rank, result, error = queue.get(timeout=500)
             if error:
                 raise AssertionError(f"rank {rank} of {world_size} failed:\n{error}")
             results[rank] = result

@@ -22,6 +22,7 @@ from checkpoint_convert.hf_to_megatron import hf_to_megatron
 from checkpoint_convert.megatron_to_hf import megatron_to_hf
 from tests.checkpoint_convert.models import fill
 from tests.consumers.logits import TOKENS
+from tests.exhaustive import in_ci
 
 REPOSITORY = Path(__file__).parents[2]
 UV = shutil.which("uv") or str(REPOSITORY / ".uv" / "bin" / "uv")
@@ -99,7 +100,7 @@ def fetched(folder: Path, command: list[str], name: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("program", PACKAGES)
+@pytest.mark.parametrize("program", in_ci("mlx-lm", of=PACKAGES))
 def test_another_program_computes_the_same_logits(
     program: str, exports: dict[str, Path], expected: dict[str, np.ndarray], tmp_path: Path
 ) -> None:

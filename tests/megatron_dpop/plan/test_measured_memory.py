@@ -11,6 +11,7 @@ from megatron_dpop.plan.activations import TORCH, TRANSFORMER_ENGINE
 from megatron_dpop.plan.from_config import choice_of
 from megatron_dpop.plan.memory import Memory, device_memory, stage_memory
 from tests.distributed import run_ranks
+from tests.exhaustive import in_ci
 from tests.megatron_dpop.plan.measured import Pairs, training_peak_bytes
 from tests.megatron_dpop.plan.shapes import MIXTURE, QWEN2_72B, QWEN_72B, SHARED_MIXTURE, SMALL
 
@@ -79,7 +80,7 @@ def test_training_allocates_what_the_plan_says(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [MIXTURE, SHARED_MIXTURE], ids=["experts", "shared expert, dense between"])
-@pytest.mark.parametrize("name", OF_EXPERTS)
+@pytest.mark.parametrize("name", in_ci("tensor and expert", "expert_tensor", of=OF_EXPERTS))
 def test_training_a_mixture_allocates_what_the_plan_says(name: str, architecture: Architecture) -> None:
     data, sections = OF_EXPERTS[name]
     config = ROWS.step_config(data=data, **sections)

@@ -11,6 +11,7 @@ from megatron_dpop.plan.from_config import choice_of
 from megatron_dpop.plan.hardware import DEVICES
 from megatron_dpop.plan.traffic import data_traffic, host_traffic, ring, step_traffic, wire_bandwidths
 from tests.distributed import run_ranks
+from tests.exhaustive import in_ci
 from tests.megatron_dpop.plan.measured import Pairs, training_sent_bytes
 from tests.megatron_dpop.plan.shapes import MIXTURE, QWEN_72B, SHARED_MIXTURE, SMALL
 
@@ -55,7 +56,7 @@ def test_a_step_sends_what_the_plan_says(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [MIXTURE, SHARED_MIXTURE], ids=["experts", "shared expert, dense between"])
-@pytest.mark.parametrize("name", OF_EXPERTS)
+@pytest.mark.parametrize("name", in_ci("tensor and expert", "expert_tensor", of=OF_EXPERTS))
 def test_a_mixtures_step_sends_what_the_plan_says(name: str, architecture: Architecture) -> None:
     data, sections = OF_EXPERTS[name]
     config = ROWS.step_config(data=data, **sections)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.distributed import run_ranks
+from tests.exhaustive import EXHAUSTIVE
 from tests.megatron_dpop.training.gathered import Arrays, Part, gather, parts_here
 from tests.tiny import write_config, write_model, write_pairs
 
@@ -108,7 +109,7 @@ LAYOUTS: dict[int, list[Layout]] = {
 }
 
 
-@pytest.mark.parametrize("ranks", [1, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 8))])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=EXHAUSTIVE)])
 def test_loss_and_gradients_do_not_depend_on_the_layout(
     ranks: int, world: Path, expected: dict[str, tuple[str, float, Arrays]]
 ) -> None:

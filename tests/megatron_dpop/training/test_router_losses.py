@@ -18,6 +18,7 @@ from megatron_dpop.plan.parameters import stage_parameters
 from megatron_dpop.report.catalogue import METRICS
 from tests.checkpoint_convert.models import save_chat_models
 from tests.distributed import run_ranks
+from tests.exhaustive import EXHAUSTIVE
 from tests.megatron_dpop.training.adapters import shares_here
 from tests.megatron_dpop.training.gathered import Part, parts_here
 from tests.megatron_dpop.training.reference_run import completion_logps, example_loss, read_pairs
@@ -95,7 +96,7 @@ def _check_names(written: set[str]) -> None:
     assert of_experts == {metric.key for metric in METRICS if metric.key.startswith("moe/")}
 
 
-@pytest.mark.parametrize("ranks", [1, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (2, 4))])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=EXHAUSTIVE)])
 def test_losses_and_gradients_are_the_transcriptions_at_every_layout(ranks: int, world: Path) -> None:
     for family, layers in FAMILIES.items():
         gradients, logged = _transcribed(_tree(world, family, ""))
