@@ -61,13 +61,17 @@ class Cluster:
 
     def command(self, *words: object) -> str:
         done = self._run(*words)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == 0, f"{words}: exit code {done.returncode}, {done.stdout}{done.stderr}"
         return done.stdout
 
+    def jobs(self) -> list[str]:
+        """Ids of all jobs that there are or were."""
+        return self.command("squeue", "--states=all", "--noheader", "--format=%i").split()
+
     def state(self, job: str) -> str:
-        """Of a job, or the states of an array's tasks, without repetitions."""
-        found = self.command("squeue", "--noheader", "--states=all", "--array", "--jobs", job, "--format=%T")
-        return " ".join(sorted(set(found.split())))
+        """Of a job, or of an array's tasks without repetitions; nothing where the controller is too busy to say."""
+        found = self._run("squeue", "--noheader", "--states=all", "--array", "--jobs", job, "--format=%T")
+        return " ".join(sorted(set(found.stdout.split()))) if found.returncode == 0 else ""
 
     def wait_for_state(self, job: str, *states: str) -> str:
         """Waits until the job is in one of the states, and returns it."""

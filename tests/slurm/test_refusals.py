@@ -45,20 +45,20 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_refused_before_a_job_exists(cluster: Cluster, config: Path, case: str) -> None:
     (script, *words), settings, reason = CASES[case]
-    jobs = cluster.command("squeue", "--states=all", "--noheader")
+    jobs = cluster.jobs()
     done = cluster.script(script, config, *words, **settings)
     assert done.returncode == 2, done.stdout + done.stderr
     assert reason in done.stdout + done.stderr
-    assert cluster.command("squeue", "--states=all", "--noheader") == jobs
+    assert cluster.jobs() == jobs
     assert not (config.parent / "run").exists()
 
 
 def test_only_a_test(cluster: Cluster, config: Path) -> None:
-    jobs = cluster.command("squeue", "--states=all", "--noheader")
+    jobs = cluster.jobs()
     done = cluster.script("train.sbatch", "--test-only", config, JOB_EXTRA="--comment trial")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "layout: tensor 1 x pipeline 1 x context 1 x data 2 = 2 ranks" in done.stdout
     assert "to start at" in done.stdout
     assert "would submit: sbatch --job-name train --nodes 2 " in done.stdout
     assert "--comment trial" in done.stdout
-    assert cluster.command("squeue", "--states=all", "--noheader") == jobs
+    assert cluster.jobs() == jobs
