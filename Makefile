@@ -73,14 +73,14 @@ test: .venv/.dev
 	.venv/bin/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: .venv/.dev .venv/.docs .venv/.eval
-	.venv/bin/python -m pytest -q -n 2 --dist loadfile -m "slow and not exhaustive" --ignore tests/slurm
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile --timeout 1200 -m "slow and not exhaustive" --ignore tests/slurm
 
 test-exhaustive: .venv/.dev
-	.venv/bin/python -m pytest -q -n 2 --dist loadfile -m exhaustive
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile --timeout 1200 -m exhaustive
 
 # The scripts of examples/slurm on a private SLURM of two nodes.
 test-cluster: .venv/.dev
-	.venv/bin/python -m pytest -q -m slow tests/slurm
+	.venv/bin/python -m pytest -q --timeout 1200 -m slow tests/slurm
 
 # Damaged and hostile inputs for two minutes, from a fresh seed that it prints.
 fuzz: .venv/.dev

@@ -25,15 +25,10 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _words(paths: Iterable[Path]) -> set[str]:
-    """Every string that these files hold, and each word of it."""
-    strings = [
-        node.value
-        for path in paths
-        for node in ast.walk(_tree(path))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    return {word for text in strings for word in (text, *text.split())}
+def _strings(paths: Iterable[Path]) -> set[str]:
+    """Every string that these files hold."""
+    nodes = (node for path in paths for node in ast.walk(_tree(path)))
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
 def test_a_loss_of_single_completions_is_planned_as_one() -> None:
@@ -66,7 +61,7 @@ def test_every_command_file_is_registered() -> None:
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sbatch")))
 def test_every_script_runs_as_a_job(script: str) -> None:
     tests = set((ROOT / "tests" / "slurm").glob("test_*.py")) - {ROOT / "tests" / "slurm" / "test_scripts.py"}
-    assert script in _words(tests)
+    assert script in {word for text in _strings(tests) for word in text.split()}
 
 
 @pytest.mark.parametrize("rule", get_args(RuleName))
@@ -99,4 +94,4 @@ def test_every_parallel_key_is_planned_and_documented() -> None:
 
 def test_every_benchmark_is_run_in_the_small() -> None:
     names = {module.__name__.rpartition(".")[2] for module in benchmark.BENCHMARKS}
-    assert names <= _words([ROOT / "tests" / "tools" / "test_benchmark.py"])
+    assert names <= _strings([ROOT / "tests" / "tools" / "test_benchmark.py"])
