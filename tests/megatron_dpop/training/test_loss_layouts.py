@@ -17,8 +17,6 @@ from tests.tiny import WORDS, write_config, write_model, write_pairs
 pytestmark = pytest.mark.slow
 
 RELATIVE = 1e-5
-# In fp32, of the largest. Ranks add in another order, and in some losses the examples' gradients nearly cancel.
-GRADIENT = 5e-5
 EXAMPLES = 7
 # With their own defaults, and what several losses can be given besides.
 SECTIONS = [
@@ -109,9 +107,11 @@ def test_every_loss_is_the_same_at_every_layout(layout: str, world: Path, expect
             own = {name: value for name, value in part.values.items() if name in alone.values}
             assert own == pytest.approx(alone.values, rel=RELATIVE, abs=1e-5), loss
         gradients = gather(parts, vocab_size=101, tied=False)
+        # This loss's slope changes its sign, so the examples' gradients nearly cancel in fp32.
+        relative = 5 * RELATIVE if "discopop" in loss else RELATIVE
         for name, wanted in gather([alone], vocab_size=101, tied=False).items():
             largest = np.abs(wanted).max()
             assert largest > 0, (loss, name)
             np.testing.assert_allclose(
-                gradients[name], wanted, rtol=0, atol=GRADIENT * largest, err_msg=f"{loss} {name}"
+                gradients[name], wanted, rtol=0, atol=relative * largest, err_msg=f"{loss} {name}"
             )
