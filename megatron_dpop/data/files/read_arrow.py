@@ -13,9 +13,9 @@ import pyarrow.parquet
 from dpop_base.errors import UserError, first_line
 
 from .located_row import LocatedRow
+from .parquet_footer import not_whole
 
 BATCH_ROWS = 1024
-_BULKY_BYTES = 4096  # a value, on average
 _PAGE_BUFFER_BYTES = 1 << 20  # pages are read one after the other, not a column of a row group at once
 
 
@@ -25,7 +25,7 @@ def read_parquet(path: Path, columns: Container[str] | None) -> Iterator[Located
             names = [name for name in file.schema_arrow.names if columns is None or name in columns]
             yield from batch_rows(file.iter_batches(BATCH_ROWS, columns=names, use_threads=False), str(path))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a whole parquet file ({first_line(error)}); write it again") from None
+        raise not_whole(path, first_line(error)) from None
 
 
 def read_arrow(path: Path, columns: Container[str] | None) -> Iterator[LocatedRow]:
@@ -52,50 +52,6 @@ def _arrow_batches(path: Path, columns: Container[str] | None) -> Iterator[pyarr
         for start in range(0, batch.num_rows, BATCH_ROWS):
             yield batch.select(wanted).slice(start, BATCH_ROWS)
         mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def bulky_columns(path: Path) -> list[str]:
-    """Columns of a parquet file that hold large bytes, such as pictures: even a few of their rows are a large page."""
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            sizes: Counter[str] = Counter()
-            binary = set()
-            for index in range(file.num_row_groups):
-                group = file.metadata.row_group(index)
-                for leaf in (group.column(number) for number in range(group.num_columns)):
-                    name = leaf.path_in_schema.split(".")[0]
-                    sizes[name] += leaf.total_uncompressed_size
-                    if leaf.physical_type == "BYTE_ARRAY" and not _is_text(file, leaf.path_in_schema):
-                        binary.add(name)
-            return [name for name in binary if sizes[name] > _BULKY_BYTES * file.metadata.num_rows]
-    except (pyarrow.ArrowException, OSError):
-        return []  # whoever reads the rows says what is wrong
-
-
-def _is_text(file: pyarrow.parquet.ParquetFile, path: str) -> bool:
-    names = [file.schema.column(index) for index in range(len(file.schema))]
-    return any(column.path == path and column.logical_type.type == "STRING" for column in names)
-
-
-def filled_in_parquet(path: Path, columns: Container[str]) -> Counter[str]:
-    """column -> rows in which it is not null, of those that are not among `columns`, by the file's own statistics.
-
-    Of a column of lists or objects they only tell whether there is anything in it.
-    """
-    filled: Counter[str] = Counter()
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for index in range(file.num_row_groups):
-            group = file.metadata.row_group(index)
-            found: Counter[str] = Counter()
-            for leaf in (group.column(number) for number in range(group.num_columns)):
-                name = leaf.path_in_schema.split(".")[0]
-                known = leaf.statistics is not None and leaf.statistics.has_null_count
-                nulls = leaf.statistics.null_count if known else 0
-                is_flat = name == leaf.path_in_schema
-                rows = group.num_rows - nulls if is_flat else group.num_rows * (nulls < leaf.num_values)
-                found[name] = max(found[name], rows)
-            filled += found
-    return Counter({name: count for name, count in filled.items() if name not in columns and count})
 
 
 def filled_in_arrow(path: Path, columns: Container[str]) -> Counter[str]:

@@ -1,6 +1,5 @@
 """Rows of one data file, one at a time, each with the words that say where it stands."""
 
-from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from dpop_base.errors import UserError
 
 from .compressed import COMPRESSIONS, file_suffix
 from .located_row import LocatedRow
-from .read_arrow import filled_in_arrow, filled_in_parquet, read_arrow, read_parquet
+from .read_arrow import read_arrow, read_parquet
 from .read_csv import read_csv, read_tsv
 from .read_json import read_json
 
@@ -30,12 +29,6 @@ def unknown_type(path: Path) -> UserError:
     is_sheet = path.suffix.lower() in (".xlsx", ".xls", ".ods")
     fix = "save the sheet as .csv" if is_sheet else f"give one of {', '.join(FILE_TYPES)}"
     return UserError(f"{path}: unknown file type {path.suffix!r}; {fix}")
-
-
-def filled_beside(path: Path, columns: Container[str]) -> Counter[str]:
-    """Counts, by column that `read_rows` passes over when asked for `columns`, the rows in which it is filled."""
-    count = {".parquet": filled_in_parquet, ".arrow": filled_in_arrow}.get(file_type(path))
-    return count(path, columns) if count else Counter()
 
 
 def file_type(path: Path) -> str:

@@ -15,13 +15,15 @@ from dpop_base.errors import UserError, first_line
 
 from .compressed import COMPRESSIONS
 from .located_row import LocatedRow
-from .read_arrow import BATCH_ROWS, batch_rows, bulky_columns
-from .read_rows import FILE_TYPES, file_type, filled_beside, read_rows, unknown_type
+from .parquet_footer import ParquetFooter, parquet_footers
+from .read_arrow import BATCH_ROWS, batch_rows, filled_in_arrow
+from .read_rows import FILE_TYPES, file_type, read_rows, unknown_type
 
 if TYPE_CHECKING:
     import datasets
 
 _SAMPLE_ROWS = 64  # that the format is recognised from
+_BULKY_BYTES = 4096  # a value, on average
 _NOT_READ = b""  # of a value that is there
 _PATTERN = re.compile(r"[*?\[]")
 MOST_ENTRIES = 10_000  # of a folder: `datasets` looks through all of them once for each name that a split may have
@@ -151,11 +153,25 @@ class FileRows:
             raise UserError(f"{self.name}: holds no rows")
 
     def filled_beside(self, columns: Container[str]) -> Counter[str]:
-        return sum((filled_beside(path, columns) for path in self.paths), Counter())
+        filled: Counter[str] = Counter()
+        for footer in self._footers.values():
+            filled.update({name: rows for name, rows in footer.filled_rows.items() if name not in columns})
+        for path in self.paths:
+            if file_type(path) == ".arrow":
+                filled.update(filled_in_arrow(path, columns))
+        return +filled
 
     def bulky_columns(self) -> list[str]:
-        is_parquet = file_type(self.paths[0]) == ".parquet" and self.paths[0].is_file()
-        return bulky_columns(self.paths[0]) if is_parquet else []
+        """Columns that hold large bytes, such as pictures: even a few of their rows are a large page of the file."""
+        footer = self._footers.get(self.paths[0])
+        if footer is None:
+            return []
+        return [name for name in footer.binary if footer.size_bytes[name] > _BULKY_BYTES * footer.rows]
+
+    @cached_property
+    def _footers(self) -> dict[Path, ParquetFooter]:
+        paths = [path for path in self.paths if file_type(path) == ".parquet" and path.is_file()]
+        return dict(zip(paths, parquet_footers(paths), strict=True)) if paths else {}
 
     def digest(self) -> str:
         digest = hashlib.sha256()
