@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
@@ -26,9 +27,22 @@ def _tree(path: Path) -> ast.Module:
 
 
 def _strings(paths: Iterable[Path]) -> set[str]:
-    """Every string that these files hold."""
-    nodes = (node for path in paths for node in ast.walk(_tree(path)))
-    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    """Every string that these files hold, docstrings left out."""
+    nodes = [node for path in paths for node in ast.walk(_tree(path))]
+    documentation = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    return {
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation
+    }
+
+
+def _files_with_register(folder: Path) -> set[str]:
+    return {
+        path.stem
+        for path in folder.glob("*.py")
+        if any(isinstance(node, ast.FunctionDef) and node.name == "register" for node in _tree(path).body)
+    }
 
 
 def test_a_loss_of_single_completions_is_planned_as_one() -> None:
@@ -41,11 +55,6 @@ def test_every_family_has_a_small_model() -> None:
 
 
 def test_every_command_file_is_registered() -> None:
-    having = {
-        path.stem
-        for path in COMMANDS.glob("*.py")
-        if any(isinstance(node, ast.FunctionDef) and node.name == "register" for node in _tree(path).body)
-    }
     called = {
         node.func.value.id
         for path in COMMANDS.glob("*.py")
@@ -55,24 +64,49 @@ def test_every_command_file_is_registered() -> None:
         and node.func.attr == "register"
         and isinstance(node.func.value, ast.Name)
     }
-    assert having == called
+    assert _files_with_register(COMMANDS) == called
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sbatch")))
 def test_every_script_runs_as_a_job(script: str) -> None:
-    tests = set((ROOT / "tests" / "slurm").glob("test_*.py")) - {ROOT / "tests" / "slurm" / "test_scripts.py"}
-    assert script in {word for text in _strings(tests) for word in text.split()}
+    """A test gives it to SLURM, or a script that a test gives to SLURM submits it."""
+    folder = ROOT / "tests" / "slurm"
+    tests = set(folder.glob("test_*.py")) - {folder / "test_scripts.py", folder / "test_refusals.py"}
+    named = {word for text in _strings(tests) for word in text.split()}
+    by_others = {
+        found
+        for path in SCRIPTS.glob("*.s*")
+        if path.name in named
+        for found in re.findall(r"^submit .*/(\S+\.sbatch)", path.read_text(), re.MULTILINE)
+    }
+    assert script in named | by_others
 
 
 @pytest.mark.parametrize("rule", get_args(RuleName))
-def test_every_rule_is_seen_in_a_history_and_has_documented_thresholds(rule: str) -> None:
+def test_every_rule_is_seen_in_a_history_and_not_in_one_that_comes_near(rule: str) -> None:
     path = ROOT / "tests" / "megatron_dpop" / "health" / "test_rules.py"
-    shown = [node for node in ast.walk(_tree(path)) if isinstance(node, ast.Constant) and node.value == rule]
-    assert len(shown) >= 2, "a row of the documented thresholds, and a history that shows it"
+    tests = [node for node in _tree(path).body if isinstance(node, ast.FunctionDef) and _names(node.body, rule)]
+    assert tests, "a history that shows it"
+    assert any(map(_has_a_history_without, tests)), "a history in which it does not hold"
+
+
+def _names(body: list[ast.stmt], text: str) -> bool:
+    return any(
+        isinstance(node, ast.Constant) and node.value == text for statement in body for node in ast.walk(statement)
+    )
+
+
+def _has_a_history_without(test: ast.FunctionDef) -> bool:
+    """A row of its parameters says False, or it asserts that nothing is found."""
+    in_rows = (node for decorator in test.decorator_list for node in ast.walk(decorator))
+    if any(isinstance(node, ast.Constant) and node.value is False for node in in_rows):
+        return True
+    return any(isinstance(node, ast.UnaryOp) and "_found(" in ast.unparse(node) for node in ast.walk(test))
 
 
 # Where layers and their communication lie; no log-probability depends on it.
 CHANGES_NO_NUMBER = {"virtual_pipeline", "first_stage_layers", "last_stage_layers", "overlap"}
+COMPARED_WITH_ONE_RANK = ("gradients", "layouts", "experts", "lora", "gpu")  # tensor overlap needs a GPU
 COSTS_NOTHING = {"overlap"}  # of what the formulas of `plan` take from elsewhere
 
 
@@ -89,9 +123,16 @@ def test_every_parallel_key_is_part_of_a_references_key() -> None:
 def test_every_parallel_key_is_planned_and_documented() -> None:
     assert _parallel_keys() - COSTS_NOTHING == {field.name for field in dataclasses.fields(ModelLayout)}
     page = (ROOT / "docs" / "parallel.md").read_text(encoding="utf-8")
-    assert [key for key in sorted(_parallel_keys()) if f"parallel.{key}" not in page] == []
+    assert [key for key in sorted(_parallel_keys()) if not re.search(rf"\bparallel\.{key}\b", page)] == []
 
 
-def test_every_benchmark_is_run_in_the_small() -> None:
+def test_every_parallel_key_is_compared_with_one_rank() -> None:
+    paths = [ROOT / "tests" / "megatron_dpop" / "training" / f"test_{name}.py" for name in COMPARED_WITH_ONE_RANK]
+    calls = {node.arg for path in paths for node in ast.walk(_tree(path)) if isinstance(node, ast.keyword)}
+    assert _parallel_keys() <= calls | _strings(paths)
+
+
+def test_every_benchmark_is_registered_and_run_in_the_small() -> None:
     names = {module.__name__.rpartition(".")[2] for module in benchmark.BENCHMARKS}
+    assert names == _files_with_register(ROOT / "tools" / "benchmarks")
     assert names <= _strings([ROOT / "tests" / "tools" / "test_benchmark.py"])

@@ -9,7 +9,7 @@ import pytest
 from tests.slurm.cluster import ROOT, SCRIPTS
 
 SHELL_SCRIPTS = sorted([*SCRIPTS.glob("*.s*"), *(ROOT / "tools").glob("*.sh"), ROOT / ".ci" / "run"])
-SUBMITTED = ("train.sbatch", "reference.sbatch", "convert.sbatch", "sweep.sbatch", "benchmark.sbatch", "pipeline.sh")
+SUBMITTED = [*sorted(path.name for path in SCRIPTS.glob("*.sbatch")), "pipeline.sh"]
 
 
 @pytest.mark.parametrize("script", SHELL_SCRIPTS, ids=lambda path: path.name)

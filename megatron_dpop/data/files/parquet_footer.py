@@ -27,7 +27,7 @@ _REASON = re.compile(r"^\s*what\(\):\s*(.+)$", re.MULTILINE)  # of a C++ excepti
 
 @dataclass(frozen=True)
 class ParquetFooter:
-    """Of the file's columns, parts of lists and objects together: name -> what is known of it."""
+    """What is known of each column by its name; the parts of lists and objects count for their column."""
 
     rows: int
     size_bytes: dict[str, int]  # without compression
@@ -87,7 +87,7 @@ def _column(leaf_path: str, names: Sequence[str]) -> str:
 
 
 def _filled_rows(leaf: Any, rows: int, is_part: bool) -> int:
-    """Of a part of a list or object, the statistics only tell whether there is anything in it."""
+    """Counts the rows that are not null; of a part of a list or object, it is only known whether there is any."""
     known = leaf.statistics is not None and leaf.statistics.has_null_count
     nulls = leaf.statistics.null_count if known else 0
     return rows * (nulls < leaf.num_values) if is_part else rows - nulls

@@ -73,6 +73,7 @@ LAYOUTS: dict[int, list[Layout]] = {
         {"parallel": {"tensor": 2}},
         {"parallel": {"pipeline": 2}},
         {"parallel": {"pipeline": 2, "first_stage_layers": 1}},
+        {"parallel": {"pipeline": 2, "last_stage_layers": 1}},
         {"parallel": VIRTUAL},
         {"parallel": {"context": 2}},
         {"parallel": {"context": 2}, "train": {"recompute": "full"}, **PLAIN},
