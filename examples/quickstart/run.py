@@ -63,7 +63,8 @@ class Quickstart:
 
     def _make_pairs(self) -> None:
         if not (self.pairs / "datasheet.json").exists():
-            command("megatron-dpop", "data", "make", "gsm-symbolic", "--output", self.pairs)
+            sizes = ("--train", 64, "--validation", 32)  # what the steps take: each pair costs a slow CPU seconds
+            command("megatron-dpop", "data", "make", "gsm-symbolic", "--output", self.pairs, *sizes)
 
     def _convert(self) -> None:
         command("checkpoint-convert", "hf-to-megatron", self.base, self.megatron)

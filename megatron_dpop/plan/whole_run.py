@@ -17,7 +17,7 @@ class RunTime:
     steps: int
     examples: int  # trained on, those of later epochs too
     training: float
-    reference: float  # one pass over the examples
+    reference: float  # one pass over the examples and the held-out ones
     validation: float  # all passes; 0 where the held-out examples cannot be counted
 
     @property
@@ -63,14 +63,17 @@ def run_time(
         config = settle_lengths(config, examples=counted.examples)
     steps, batch = config.train.steps, config.train.global_batch_pairs
     example_seconds = step_seconds / batch
-    referred = min(counted.examples or steps * batch, steps * batch) if has_reference else 0
+    held_out = counted.held_out or 0
+    referred = min(counted.examples or steps * batch, steps * batch) + held_out if has_reference else 0
+    # At the start the policy is the reference, unless that is another model: its log-probabilities are known.
+    known = has_reference and config.reference.model is None
     return RunTime(
         devices=devices,
         steps=steps,
         examples=steps * batch,
         training=steps * step_seconds,
         reference=referred * example_seconds * forward_share,
-        validation=validations(config) * (counted.held_out or 0) * example_seconds * forward_share,
+        validation=(validations(config) - known) * held_out * example_seconds * forward_share,
     )
 
 

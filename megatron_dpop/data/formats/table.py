@@ -43,6 +43,7 @@ PAIRS = (
 )
 ANSWERS = ("completion", "response", "output", "answer", "solution")
 LABELS = ("label", "kto_tag")
+LONGEST_VERDICT = 24  # characters
 
 
 def _is_numbers(role: str) -> Callable[[Values], bool]:
@@ -66,6 +67,11 @@ def _are_rated(values: Values) -> bool:
 def _are_lists(values: Values) -> bool:
     by = values.get("scores") or values.get("ranks") or ()
     return any(isinstance(value, list) for value in by)
+
+
+def _is_judged(values: Values) -> bool:
+    """A verdict is a number or a word or two; a column called `chosen` may be a whole answer."""
+    return all(len(str(value)) <= LONGEST_VERDICT for value in values["verdict"])
 
 
 def _holds_its_prompt(values: Values) -> bool:
@@ -97,6 +103,7 @@ def _judged() -> list[Format]:
             },
             judged(how),
             optional=("input",),
+            fits=_is_judged,
         )
         for how in JUDGED
     ]

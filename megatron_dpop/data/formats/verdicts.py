@@ -72,14 +72,14 @@ def _index(value: Any, name: str, of: dict[float, int]) -> int:
 
 
 def _winner(value: Any, name: str) -> int | None:
-    """Chatbot Arena: model_a, model_b, or a tie."""
+    """Chatbot Arena: model_a, model_b, or a tie; others write A or response_b."""
     word = str(value).strip().lower()
     if word.startswith("tie") or word in ("both", "both_bad", "bothbad"):
         return None
-    of = {"model_a": 0, "model_b": 1, "a": 0, "b": 1}
-    if word not in of:
-        raise BadRowError(f"`{name}` is {word[:40]!r}; it is model_a, model_b or a tie")
-    return of[word]
+    side = re.fullmatch(r"(?:(?:model|assistant|response|answer|completion|output)[ _])?([ab])", word)
+    if side is None:
+        raise BadRowError(f"`{name}` is {word[:40]!r}; it is a, b, model_a, model_b, the better column's name or a tie")
+    return ord(side[1]) - ord("a")
 
 
 _TOLD = {
@@ -111,6 +111,8 @@ def _words(name: str) -> list[str]:
 
 
 PROMPTS = ("prompt", "context", "question", "instruction")
+LETTERED = ("response", "answer", "completion", "output")  # of `response_a` and `response_b`
+CHOICES = ("winner", "preference", "preferred", "better", "chosen")
 JUDGED = (
     Judged(PROMPTS, "response1", "response2", ("overall_preference",), _by_sign),
     Judged(PROMPTS, "response_1", "response_2", ("preference_strength",), _by_sign),
@@ -118,5 +120,5 @@ JUDGED = (
     Judged(PROMPTS, "response_0", "response_1", ("better_response_id", "safer_response_id"), _zero_or_one),
     Judged(("history",), "human_ref_A", "human_ref_B", ("labels",), _first_if_one),
     Judged((), "conversation_a", "conversation_b", ("winner",), _winner),
-    Judged(PROMPTS, "response_a", "response_b", ("winner",), _winner),
+    *(Judged(PROMPTS, f"{answer}_a", f"{answer}_b", CHOICES, _winner) for answer in LETTERED),
 )

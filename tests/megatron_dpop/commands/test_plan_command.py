@@ -114,8 +114,11 @@ def test_hours_over_data_that_can_be_read_count_each_pair_once_and_every_validat
     run_, flops = plan["run"], plan["flops_per_example"]
     forward = plan["seconds"]["step"] / 4 * flops["reference"] / flops["training"]
     assert run_["steps"] == 9
-    assert run_["reference"] == pytest.approx(12 * forward)
-    assert run_["validation"] == pytest.approx(6 * forward * 4)  # before, after 4 and 8 steps, at the end
+    assert run_["reference"] == pytest.approx((12 + 6) * forward)
+    assert run_["validation"] == pytest.approx(6 * forward * 3)  # after 4 and 8 steps, at the end; before, it is known
+    other = _json(capsys, path, "--reference.model", tmp_path / "model")["run"]
+    assert other["reference"] == pytest.approx((12 + 6) * forward)
+    assert other["validation"] == pytest.approx(6 * forward * 4)  # before, too: the policy is not the reference
 
 
 def test_a_recipe_names_its_stages_and_sums_their_hours(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,8 @@ PAIRS: dict[str, tuple[dict[str, Any], Any]] = {
         {"winner": "model_b", "conversation_a": [USER, says("b")], "conversation_b": [USER, says("a")]},
         (USER,),
     ),
+    "a letter": ({"question": "Q", "response_a": "b", "response_b": "a", "chosen": "B"}, "Q"),
+    "a column's name": ({"prompt": "Q", "answer_a": "a", "answer_b": "b", "preferred": "Answer A"}, "Q"),
     "AlpacaFarm": ({"instruction": "Q", "input": "i", "output_1": "b", "output_2": "a", "preference": 2}, "Q\n\ni"),
     "Stack Exchange": ({"question": "Q", "response_j": "a", "response_k": "b"}, "Q"),
     "JSON in a table of text": (
@@ -83,6 +85,13 @@ def test_pairs(name: str) -> None:
     (pair,) = as_kind(record, "pair")
     assert not isinstance(pair, str)
     assert (pair.prompt, pair.completions, pair.preferred) == (prompt, ("a", "b"), (True, False))
+
+
+def test_a_chosen_answer_beside_lettered_ones_is_no_verdict() -> None:
+    better, worse = "the answer is forty-two, as was to be shown", "the answer is not known to me, sorry to say"
+    lettered = {"response_a": worse, "response_b": better}
+    _, (record,) = read({"prompt": "Q", **lettered, "chosen": better, "rejected": worse})
+    assert record.completions == (better, worse)
 
 
 def test_rated_rows_of_a_conversation_in_nemo_marks() -> None:
