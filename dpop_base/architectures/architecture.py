@@ -1,5 +1,6 @@
 """A decoder's shape and options, independent of any framework (no torch here)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,6 +95,10 @@ class Architecture:
     def has_experts(self, layer: int) -> bool:
         """Says it of a layer, counted from 0."""
         return self.experts is not None and layer not in self.experts.dense_layers
+
+    def mixtures_among(self, layers: Sequence[int]) -> int:
+        """Counts those of the layers that have experts."""
+        return 0 if self.experts is None else len(layers) - sum(dense in layers for dense in self.experts.dense_layers)
 
     @property
     def layers_are_alike(self) -> bool:

@@ -64,7 +64,7 @@ def training_flops(
 def adapter_parameters(architecture: Architecture, lora: LoraConfig, *, of_token: bool = False) -> int:
     """Entries of all adapters, which is what LoRA trains; `of_token`: of experts, only of those that one token has."""
     experts = architecture.experts
-    mixtures = sum(architecture.has_experts(layer) for layer in range(architecture.num_layers))
+    mixtures = architecture.mixtures_among(range(architecture.num_layers))
     if experts is None or not mixtures:
         return architecture.num_layers * _layer_adapters(architecture, lora, 0)
     mixture = replace(architecture, experts=replace(experts, count=1, dense_layers=()))

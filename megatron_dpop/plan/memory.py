@@ -1,5 +1,6 @@
 """Bytes that a device holds at its peak, by part, for each pipeline stage."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dpop_base.architectures import Architecture
@@ -86,12 +87,13 @@ def stage_memory(
     trainable = parameters.trainable(choice.lora)
     state_entries = parameters.shared_out(choice)
     optimizer = optimizer_bytes(choice) * state_entries
-    activations = _activations(architecture, workload, choice, kernels, stage)
+    kinds = _layers_by_kind(architecture, choice, stage)
+    activations = _activations(architecture, workload, choice, kernels, stage, kinds)
     is_last = stage == choice.pipeline - 1
     backward = max(
         layer_activations(architecture, choice, row, kernels, mixture=mixture).recomputed(choice.recompute)
         + backward_bytes(architecture, choice, row, mixture=mixture)
-        for mixture in _layers_by_kind(architecture, choice, stage)
+        for mixture in kinds
     )
     logprob = logprob_bytes(architecture, choice, row, kernels) if is_last else 0.0
     buffers = _gather_buffer(architecture, choice, row, kernels) + _overlap_buffers(architecture, choice, row)
@@ -133,8 +135,14 @@ def in_flight(choice: LayoutChoice, rows: int, stage: int) -> int:
 
 
 def _activations(
-    architecture: Architecture, workload: Workload, choice: LayoutChoice, kernels: Kernels, stage: int
+    architecture: Architecture,
+    workload: Workload,
+    choice: LayoutChoice,
+    kernels: Kernels,
+    stage: int,
+    kinds: Mapping[bool, int],
 ) -> float:
+    """`kinds`: as `_layers_by_kind` gives them."""
     rows = workload.rows(choice)
     row = workload.row(choice)
     chunks = in_flight(choice, rows, stage)
@@ -142,7 +150,7 @@ def _activations(
         layers
         / choice.chunks
         * layer_activations(architecture, choice, row, kernels, mixture=mixture).kept(choice.recompute)
-        for mixture, layers in _layers_by_kind(architecture, choice, stage).items()
+        for mixture, layers in kinds.items()
     )
     hidden = row.tokens / choice.context * architecture.hidden_size / choice.sequence_shards
     is_last = stage == choice.pipeline - 1
@@ -161,7 +169,7 @@ def _activations(
 def _layers_by_kind(architecture: Architecture, choice: LayoutChoice, stage: int) -> dict[bool, int]:
     """Layers of a stage with a mixture of experts (True) and without, where there are such."""
     numbers = choice.layers_of_stage(architecture.num_layers, stage)
-    mixtures = sum(architecture.has_experts(number) for number in numbers)
+    mixtures = architecture.mixtures_among(numbers)
     return {mixture: count for mixture, count in ((True, mixtures), (False, len(numbers) - mixtures)) if count}
 
 

@@ -73,7 +73,7 @@ def stage_parameters(architecture: Architecture, choice: LayoutChoice, stage: in
     """What each device of a pipeline stage holds, all its model chunks together."""
     widths = Widths.of(architecture, choice)
     numbers = choice.layers_of_stage(architecture.num_layers, stage)
-    layers, mixtures = len(numbers), sum(architecture.has_experts(number) for number in numbers)
+    layers, mixtures = len(numbers), architecture.mixtures_among(numbers)
     norms = (4 if architecture.post_norms else 2) * widths.hidden + (2 * widths.head_dim if architecture.qk_norm else 0)
     biases = (widths.query + 2 * widths.key if architecture.qkv_bias else 0) + (
         widths.hidden if architecture.attention_output_bias else 0

@@ -118,7 +118,7 @@ def _row_time(
     assumptions: Assumptions,
 ) -> _RowTime:
     numbers = choice.layers_of_stage(architecture.num_layers, stage)
-    layers, mixtures = len(numbers), sum(architecture.has_experts(number) for number in numbers)
+    layers, mixtures = len(numbers), architecture.mixtures_among(numbers)
     widths = Widths.of(architecture, choice)
     tokens = row.tokens / choice.context
     bf16 = hardware.bf16_flops * assumptions.linear

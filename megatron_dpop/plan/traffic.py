@@ -50,7 +50,7 @@ def ring(size: float, ranks: int) -> float:
 
 def row_traffic(architecture: Architecture, choice: LayoutChoice, row: MeanRow, stage: int) -> RowTraffic:
     numbers = choice.layers_of_stage(architecture.num_layers, stage)
-    layers, mixtures = len(numbers), sum(architecture.has_experts(number) for number in numbers)
+    layers, mixtures = len(numbers), architecture.mixtures_among(numbers)
     tokens = row.tokens / choice.context
     hidden = tokens * architecture.hidden_size * choice.bytes
     unit = ring(hidden, choice.tensor)

@@ -58,7 +58,7 @@ def router_losses(engine: ModelEngine, rows: Sequence[RowBatch]) -> Tensor | Non
 
 def router_loss_metrics(losses: Sequence[float], architecture: Architecture) -> dict[str, float]:
     """Means over layers with experts, before their weights; empty where there are none. losses: [layers * 2]."""
-    layers = sum(architecture.has_experts(layer) for layer in range(architecture.num_layers))
+    layers = architecture.mixtures_among(range(architecture.num_layers))
     if not any(losses):
         return {}
     return {BALANCE_LOSS: sum(losses[::2]) / layers, Z_LOSS: sum(losses[1::2]) / layers}
