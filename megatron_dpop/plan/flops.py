@@ -1,6 +1,7 @@
 """FLOPs of rows, as formulas: two per multiply-add, matrix products only (PaLM, Chowdhery et al. 2022, appendix B)."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,21 +64,22 @@ def training_flops(
 
 def adapter_parameters(architecture: Architecture, lora: LoraConfig, *, of_token: bool = False) -> int:
     """Entries of all adapters, which is what LoRA trains; `of_token`: of experts, only of those that one token has."""
-    experts = architecture.experts
+    experts, adapters = architecture.experts, (frozenset(lora.targets), lora.rank)
     mixtures = architecture.mixtures_among(range(architecture.num_layers))
     if experts is None or not mixtures:
-        return architecture.num_layers * _layer_adapters(architecture, lora, 0)
+        return architecture.num_layers * _layer_adapters(architecture, *adapters, 0)
     mixture = replace(architecture, experts=replace(experts, count=1, dense_layers=()))
     dense = replace(architecture, experts=replace(experts, count=1, dense_layers=(0,)))
     counted = experts.per_token if of_token else experts.count
-    sparse = mixtures * _layer_adapters(mixture, lora, counted)
-    return sparse + (architecture.num_layers - mixtures) * _layer_adapters(dense, lora, 0)
+    sparse = mixtures * _layer_adapters(mixture, *adapters, counted)
+    return sparse + (architecture.num_layers - mixtures) * _layer_adapters(dense, *adapters, 0)
 
 
-def _layer_adapters(architecture: Architecture, lora: LoraConfig, experts: int) -> int:
+@cache  # a search of layouts asks thousands of times
+def _layer_adapters(architecture: Architecture, targets: frozenset[str], rank: int, experts: int) -> int:
     """Entries of the first layer's adapters, an expert's counted `experts` times."""
     one_layer = replace(architecture, num_layers=1)
-    shapes = adapter_tensors(RULES[architecture.family], one_layer, frozenset(lora.targets), lora.rank)
+    shapes = adapter_tensors(RULES[architecture.family], one_layer, targets, rank)
     return sum(
         rows * columns * (experts if ".experts.experts." in name else 1) for name, (rows, columns) in shapes.items()
     )
