@@ -1,6 +1,6 @@
 """What is asked for: models, their reference, pairs and a layout; checked before a rank is started."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ def read_request(
     subjects: Sequence[Path],
     pairs: Path,
     *,
+    columns: Mapping[str, str] | None = None,
     reference: str | None = None,
     overrides: Sequence[str] = (),
     has_layout: bool = False,
@@ -73,7 +74,7 @@ def read_request(
 ) -> Request:
     """Raises UserError on what is no model, no file of pairs, or does not fit together.
 
-    overrides: words of the command line that set keys of the config; has_layout: a layout is among them, so that the
+    columns: role -> column of the pairs' file, where names do not tell; overrides: words of the command line that set keys of the config; has_layout: a layout is among them, so that the
     run's own is left.
     """
     found = [_read_subject(path) for path in subjects]
@@ -82,7 +83,8 @@ def read_request(
     if base is not None:
         named.insert(0, (REFERENCE, base, None))
     models, architecture = _read_models(named)
-    config = _config(found[0], models[-1].folder, pairs, architecture, overrides, has_layout=has_layout)
+    source = {"path": str(pairs), "columns": dict(columns or {})}
+    config = _config(found[0], models[-1].folder, source, architecture, overrides, has_layout=has_layout)
     check_config(config, architecture)
     tokenizer = tokenizer_folder(config, Path(config.model.path))
     dataset = read_data(config, config.data.train, build_loss(config.loss), tokenizer, progress=progress)
@@ -142,7 +144,7 @@ def _reference(subjects: Sequence[_Subject], given: str | None) -> str | None:
 def _config(
     first: _Subject,
     model: Path,
-    pairs: Path,
+    source: Mapping[str, Any],
     architecture: Architecture,
     overrides: Sequence[str],
     *,
@@ -163,6 +165,6 @@ def _config(
         tree["parallel"] = {"pad_heads": run["parallel"]["pad_heads"]} if has_layout else inherited
         tree["precision"] = run["precision"]
         tree["train"] = {key: run["train"][key] for key in KEPT_OF_TRAINING}
-    tree["data"]["train"] = str(pairs)
+    tree["data"]["train"] = [source]
     override(tree, overrides)
     return config_from_dict(tree, origin="analyze")

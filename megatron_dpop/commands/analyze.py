@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpop_base.errors import UserError
+from megatron_dpop.commands.source_options import add_columns
 from megatron_dpop.runtime.rank import Rank, check_ranks, launched
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def register(subparsers: Any) -> None:
         help="a run's folder, a Hugging Face folder or a Megatron checkpoint",
     )
     parser.add_argument("--pairs", type=Path, required=True, metavar="FILE", help="preference pairs")
+    add_columns(parser)
     parser.add_argument("--reference", metavar="MODEL", help="the model to compare with (default: the run's own)")
     parser.add_argument("--tensor", type=int, metavar="N", help="tensor-parallel ranks (default: the first run's)")
     parser.add_argument("--pipeline", type=int, metavar="N", help="pipeline stages (default: the first run's)")
@@ -50,6 +52,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
     request = read_request(
         arguments.subjects,
         arguments.pairs,
+        columns=arguments.columns,
         reference=arguments.reference,
         overrides=[*words, *arguments.overrides],
         has_layout=bool(words),

@@ -16,6 +16,10 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="of a folder or hub dataset that has several")
     parser.add_argument("--subset", help="of a folder or hub dataset that has several configurations")
     parser.add_argument("--revision", help="of a hub dataset: branch, tag or commit")
+    add_columns(parser)
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--columns",
         type=_columns,

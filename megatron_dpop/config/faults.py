@@ -86,7 +86,7 @@ def nearest_key(key: str) -> str | None:
 def _no_effect(key: str, loss: str) -> str:
     section, _, name = key.rpartition(".")
     known = [entry for entry in keys_of(LOSSES[loss]) if entry != "name"]
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, [*known, "name"], n=1)
     fix = f"did you mean {section}.{near[0]}?" if near else f"its keys are {', '.join(known)}"
     return f"{key} has no effect on loss {loss!r}; {fix}"
 

@@ -67,6 +67,7 @@ def _count(node: yaml.Node, known: dict[int, int], within: set[int]) -> int:
     if id(node) not in known:
         inside: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
+            _check_once(node)
             inside = [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             inside = node.value
@@ -76,6 +77,19 @@ def _count(node: yaml.Node, known: dict[int, int], within: set[int]) -> int:
         if known[id(node)] > MOST_VALUES:
             raise ValueError(f"it stands for more than {MOST_VALUES} values")
     return known[id(node)]
+
+
+def _check_once(mapping: yaml.MappingNode) -> None:
+    """YAML's own reader would keep the last of equal keys, and drop what stands under the others."""
+    lines: dict[str, int] = {}
+    for key, _ in mapping.value:
+        if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+            continue
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            places = f"in lines {lines[key.value]} and {line}" if line != lines[key.value] else f"in line {line}"
+            raise ValueError(f"`{key.value[:40]}` stands twice, {places}; write it once")
+        lines[key.value] = line
 
 
 def _check(value: Any) -> None:

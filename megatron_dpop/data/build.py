@@ -1,7 +1,6 @@
 """One source to tokens: read, recognise, tokenise, in several processes, in the rows' order."""
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from dpop_base.choices import BadRows, ExampleKind, TooLong
 from dpop_base.errors import UserError
 from dpop_base.progress import track
 
+from .faults import Faults, fault_of
 from .files.rows import Location
 from .formats import TABLE, Layout, Notes
 from .kinds import LOSSES, as_kind, can_be, rule_text
@@ -27,8 +27,7 @@ from .tokenizer import PLAIN, TextTokenizer, load_tokenizer
 
 BATCH_ROWS = 1024
 _FEWEST_BATCHES_FOR_PROCESSES = 5  # with fewer, starting processes takes longer than tokenising here
-_PLACES_SHOWN = 3
-_VARIABLE = re.compile(r"'[^']*'|\d+")  # what differs between rows that have one fault
+_PLACES_SHOWN, _FAULTS_SHOWN = 3, 5
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Tally:
     description: str = ""
     rows: int = 0
     examples: int = 0
-    bad: Counter[str] = field(default_factory=Counter)  # fault -> rows dropped for it
+    bad: Faults = field(default_factory=Faults)  # rows dropped
     dropped: Counter[str] = field(default_factory=Counter)  # reason -> rows or completions left out, which is no fault
     events: Counter[str] = field(default_factory=Counter)
     unused: Counter[str] = field(default_factory=Counter)  # column or key that nothing uses -> rows
@@ -67,7 +66,8 @@ class Tally:
         self.description = self.description or other.description
         self.rows += other.rows
         self.examples += other.examples
-        self.bad += other.bad
+        for reason, rows in other.bad.items():
+            self.bad.see(reason, rows)
         self.dropped += other.dropped
         self.events += other.events
         self.unused += other.unused
@@ -108,7 +108,11 @@ def _check_share(recipe: Recipe, tally: Tally) -> None:
     count = tally.bad.total()
     if count <= recipe.bad_rows_limit * tally.rows:
         return
-    faults = "; ".join(f"{rows} times: {fault} ({_places(tally, fault)})" for fault, rows in tally.bad.most_common(5))
+    faults = "; ".join(
+        f"{rows} times: {fault} ({_places(tally, fault)})" for fault, rows in tally.bad.most_common(_FAULTS_SHOWN)
+    )
+    others = len(tally.bad) - _FAULTS_SHOWN
+    faults += f"; and {others} other faults" * (others > 0)
     raise UserError(
         f"{recipe.location}: {count} of {tally.rows} rows ({count / tally.rows:.1%}) cannot be used, more than "
         f"data.bad_rows_limit {recipe.bad_rows_limit:.1%} ({faults}); fix the file, or raise the limit"
@@ -116,13 +120,8 @@ def _check_share(recipe: Recipe, tally: Tally) -> None:
 
 
 def _places(tally: Tally, fault: str) -> str:
-    places = [where for where, reason in tally.rows_left_out if fault_of(reason) == fault]
+    places = [where for where, reason in tally.rows_left_out if fault_of(reason) == fault_of(fault)]
     return ", ".join(places[:_PLACES_SHOWN]) + ", ..." * (len(places) > _PLACES_SHOWN)
-
-
-def fault_of(reason: str) -> str:
-    """A row's fault without what is this row's own, so that equal faults are counted together."""
-    return _VARIABLE.sub("...", reason)
 
 
 def _results(
@@ -219,7 +218,7 @@ def _leave_out(recipe: Recipe, tally: Tally, where: str, problem: BadRowError) -
     if recipe.bad_rows == "stop":
         hint = "fix it, or set data.bad_rows: drop to go on without such rows (`data inspect` counts them)"
         raise located(recipe.location, where, BadRowError(f"{problem}; {hint}"))
-    tally.bad[fault_of(str(problem))] += 1
+    tally.bad.see(str(problem))
     tally.rows_left_out.append([where, str(problem)])
 
 

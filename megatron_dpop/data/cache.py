@@ -19,6 +19,7 @@ from dpop_base.errors import UserError, first_line
 from dpop_base.files import locked, replacing, write_json
 
 from .build import Recipe, Tally, build
+from .faults import Faults
 from .files.rows import find_rows
 from .storage import StoredExamples
 from .tokenizer import tokenizer_fingerprint
@@ -116,4 +117,4 @@ def _tally(facts: dict[str, Any]) -> Tally:
     values: dict[str, Any] = {
         name: Counter(value) if isinstance(value, dict) else value for name, value in facts.items()
     }
-    return Tally(**values)
+    return Tally(**(values | {"bad": Faults(values["bad"])}))

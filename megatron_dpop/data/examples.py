@@ -102,7 +102,8 @@ class TokenizedDataset:
             used = int((self._order[:, 0] == index).sum())
             lines.append(f"{source.name}: {source.description}; {source.rows} rows, {used} examples used")
             lines += [f"{source.name}: {line}" for line in unused_lines(source.unused)]
-            lines += [f"{source.name}: {count} bad rows left out: {what}" for what, count in source.bad.most_common()]
+            for what, count in source.bad.most_common():
+                lines.append(f"{source.name}: {count} bad rows left out{', the first' * (count > 1)}: {what}")
             lines += [f"{source.name}: {count} left out: {what}" for what, count in sorted(source.dropped.items())]
             lines += [f"{source.name}: {count} examples: {what}" for what, count in sorted(source.events.items())]
         return [*lines, *self._describe_labels()] if self.has_single_labels else lines

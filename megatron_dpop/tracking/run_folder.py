@@ -26,7 +26,8 @@ FREE_TO_CHANGE = (
     *("run.", "logging.", "checkpoint.", "parallel."),
     *("reference.cache", "train.recompute", "train.rerun", "train.validate_every"),
 )
-FREE_TO_GROW = ("train.steps",)
+# A warm-up that is a share of the run grows with it.
+GROW_TOGETHER = ("train.steps", "optimizer.warmup_steps")
 
 # What `megatron-dpop reference` leaves in a run's folder before the run.
 MADE_BY_REFERENCE = {"reference", INITIAL, HEARTBEAT, IDENTITY}
@@ -64,10 +65,13 @@ class RunFolder:
         except (OSError, ValueError, AttributeError):
             raise UserError(f"{existing}: not readable; choose a new run.dir or delete this run") from None
         new = _resolved(as_dict(self.config))
-        # First what both have, such as a loss's name, then what only one of them knows, such as its options.
-        for key in sorted(old.keys() | new.keys(), key=lambda key: (None in (old.get(key), new.get(key)), key)):
+        is_longer = _grows("train.steps", old, new)
+        # First the length, from which a share's steps follow; then what both have, such as a loss's name, then what
+        # only one of them knows, such as its options.
+        order = {key: (key != "train.steps", None in (old.get(key), new.get(key))) for key in old.keys() | new.keys()}
+        for key in sorted(order, key=lambda key: (order[key], key)):
             before, now = old.get(key), new.get(key)
-            grows = key in FREE_TO_GROW and isinstance(before, int) and isinstance(now, int) and now > before
+            grows = is_longer and key in GROW_TOGETHER and _grows(key, old, new)
             if not key.startswith(FREE_TO_CHANGE) and not grows and before != now:
                 raise UserError(
                     f"run.dir: {self.path} belongs to a run with {key} = {before!r}, not {now!r}; "
@@ -89,6 +93,11 @@ class RunFolder:
         ]
         if lines:
             write_lines(self.rows_left_out, lines)
+
+
+def _grows(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    before, now = old.get(key), new.get(key)
+    return isinstance(before, int) and isinstance(now, int) and now > before
 
 
 def _resolved(tree: dict[str, Any]) -> dict[str, Any]:

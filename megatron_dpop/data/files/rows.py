@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SAMPLE_ROWS = 64  # that the format is recognised from
 _BULKY_BYTES = 4096  # a value, on average
+_OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "state.json")  # the library's own, which hold no rows
 _NOT_READ = b""  # of a value that is there
 _PATTERN = re.compile(r"[*?\[]")
 MOST_ENTRIES = 10_000  # of a folder: `datasets` looks through all of them once for each name that a split may have
@@ -284,9 +285,10 @@ class _Folder:
         split = _choose_split(self.location, list(map(str, files)))
         paths = tuple(Path(name) for name in files[split])
         used = {Path(name).resolve() for names in files.values() for name in names}
-        suffixes = {path.suffix.lower() for path in used}
-        beside = (entry for entry in entries if entry.suffix.lower() in suffixes and file_type(entry))
-        unused = sorted(str(entry.relative_to(self.path)) for entry in beside if entry.resolve() not in used)
+        # `datasets` reads files of one type, that of most of them.
+        beside = (entry for entry in entries if file_type(entry) and entry.name not in _OF_DATASETS and entry.is_file())
+        left = [entry.relative_to(self.path) for entry in beside if entry.resolve() not in used]
+        unused = sorted(str(entry) for entry in left if not any(part.startswith(".") for part in entry.parts))
         for path in paths:
             if not file_type(path):
                 raise unknown_type(path)

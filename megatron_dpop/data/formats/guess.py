@@ -47,7 +47,7 @@ def guess(sample: Sequence[Mapping[str, Any]], present: Sequence[str]) -> dict[s
     verdicts = [name for name in present if name not in (*answers, found.get("prompt")) and _is_choice(sample, name)]
     if "prompt" in found and len(answers) == 2 and len(verdicts) == 1:
         return {"prompt": found["prompt"], "first": answers[0], "second": answers[1], "verdict": verdicts[0]}
-    if "prompt" in found and "completion" in found:
+    if "prompt" in found and len(answers) == 1:  # of several, the first is no better a guess than the others
         return {role: found[role] for role in ("prompt", "completion", "label") if role in found}
     return {}
 

@@ -14,7 +14,7 @@ from dpop_base.choices import ExampleKind
 from dpop_base.errors import UserError
 from dpop_base.progress import track
 
-from ..build import fault_of
+from ..faults import Faults
 from ..files.rows import Location
 from ..formats import Format, Notes
 from ..kinds import as_kind, can_be, kind_to_use, rule_text
@@ -77,7 +77,7 @@ class _Tally:
         self.shared = self.completion_units = 0
         self.seen: set[bytes] = set()
         self.prompts: Counter[bytes] = Counter()
-        self.bad: Counter[str] = Counter()
+        self.bad = Faults()
         self.places: dict[str, list[str]] = {}
         self.left_out: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()
@@ -87,9 +87,7 @@ class _Tally:
 
     def add_bad(self, where: str, problem: BadRowError) -> None:
         self.first_problem = self.first_problem or (where, problem)
-        text = fault_of(str(problem))
-        self.bad[text] += 1
-        places = self.places.setdefault(text, [])
+        places = self.places.setdefault(self.bad.see(str(problem)), [])
         if len(places) < _EXAMPLES_SHOWN:
             places.append(where)
 

@@ -16,7 +16,7 @@ from dpop_base.errors import UserError
 from dpop_base.files import replacing
 from dpop_base.progress import track
 
-from ..build import fault_of
+from ..faults import fault_of
 from ..files.rows import Location
 from ..formats import Notes
 from ..formats.ranked import grouped

@@ -38,6 +38,21 @@ def test_megatron_checkpoint_against_hugging_face_folder_on_a_page(world: Path) 
     assert not re.search(r"(src|href)=\"(?!data:)|@import|url\(", page), "the page needs something beside itself"
 
 
+def test_columns_by_name(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()]
+    odd = world / "odd.jsonl"
+    odd.write_text(
+        "".join(json.dumps({"User": r["prompt"], "A": r["chosen"], "B": r["rejected"]}) + "\n" for r in rows)
+    )
+    refused(capsys, world / "base", "--pairs", odd)
+    mapped = ["--pairs", odd, "--columns", "prompt:User,chosen:A,rejected:B"]
+    given, named = (
+        json.loads(printed("analyze", world / "base", *options, "--json"))["models"]
+        for options in (["--pairs", world / "pairs.jsonl"], mapped)
+    )
+    assert named == given
+
+
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert run(["analyze", *map(str, words)]) == 2
     error = capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Rows that cannot be used, and columns that names do not tell, on a user's path: config, command and cache."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,19 @@ def test_too_many_bad_rows_stop_the_run_all_the_same(command: Command) -> None:
     assert code == 0
     assert len([line for line in lines if "bad rows left out" in line]) == 5
     assert command.dry_run([{**PAIR, "chosen": ""}] * 3, bad_rows="drop", bad_rows_limit=1.0)[0] == 2
+
+
+def test_equal_faults_are_counted_together_and_the_first_ones_values_shown(command: Command) -> None:
+    rows = [{**PAIR, "chosen": "w1 " * length} for length in (1, 500, 1, 700, 1)]
+    code, lines = command.dry_run(rows, bad_rows="drop", bad_rows_limit=1.0)
+    assert code == 0
+    (line,) = [line for line in lines if "bad rows left out" in line]
+    assert re.match(
+        r"pairs: 2 bad rows left out, the first: 5\d\d tokens \(\d+ prompt \+ 50\d completion\), more", line
+    )
+    code, (line,) = command.dry_run(rows, bad_rows="drop")
+    assert code == 2
+    assert re.search(r"\(2 times: 5\d\d tokens \(.*\(line 2, line 4\)\)", line)
 
 
 def test_columns_by_name(command: Command) -> None:

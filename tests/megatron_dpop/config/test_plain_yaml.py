@@ -1,5 +1,6 @@
 """A config of any content is read as plain data or refused in one line, in bounded time."""
 
+import re
 import time
 from pathlib import Path
 
@@ -32,6 +33,19 @@ def test_what_is_no_plain_data_is_refused_at_once(name: str) -> None:
     with pytest.raises(ValueError, match=reason):
         read_yaml(text)
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("train: {steps: 20}\nmodel: {path: m}\ntrain:\n  seed: 3\n", "`train` stands twice, in lines 1 and 3"),
+        ("a: {b: 1, c: 2, b: 3}", "`b` stands twice, in line 1"),
+        ('a:\n  "b": 1\n  b: 2', "`b` stands twice, in lines 2 and 3"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_and_not_dropped(text: str, places: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{places}; write it once")):
+        read_yaml(text)
 
 
 def test_plain_data_is_what_yaml_says() -> None:

@@ -29,6 +29,7 @@ from megatron_dpop.losses.registry import REGISTRY, make_loss
             "loss.lambda has no effect on loss 'dpo'; its keys are nll_weight, beta, label_smoothing, average",
         ),
         ({"name": "dpop", "lamda": 50.0}, "loss.lamda has no effect on loss 'dpop'; did you mean loss.lambda?"),
+        ({"name": "dpop", "nmae": "dpo"}, "loss.nmae has no effect on loss 'dpop'; did you mean loss.name?"),
         ({"name": "dpop", "lambda_": 50.0}, "did you mean loss.lambda?"),
         ({"name": "dpop", "label_smoothing": 0.1}, "loss.label_smoothing has no effect on loss 'dpop'"),
         ({"name": "sft", "beta": 0.1}, "loss.beta has no effect on loss 'sft'; its keys are reduction"),

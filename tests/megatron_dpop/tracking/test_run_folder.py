@@ -9,7 +9,7 @@ import pytest
 from dpop_base.errors import UserError
 from megatron_dpop.config.load import config_from_dict
 from megatron_dpop.data.load import DataSource, load_dataset
-from megatron_dpop.tracking.run_folder import FREE_TO_CHANGE, FREE_TO_GROW, RunFolder
+from megatron_dpop.tracking.run_folder import FREE_TO_CHANGE, GROW_TOGETHER, RunFolder
 from tests.tiny import write_config, write_tokenizer
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "resume.md"
@@ -24,7 +24,7 @@ def _documented() -> dict[str, str]:
 
 def test_the_documents_name_exactly_what_may_change() -> None:
     change = {key + "*" if key.endswith(".") else key: "change" for key in FREE_TO_CHANGE}
-    assert _documented() == change | dict.fromkeys(FREE_TO_GROW, "grow")
+    assert _documented() == change | dict.fromkeys(GROW_TOGETHER, "grow")
 
 
 CHANGES = {
@@ -52,6 +52,22 @@ def _folder(tmp_path: Path, key: str | None = None, value: object = None) -> Run
         section, name = key.split(".")
         tree.setdefault(section, {})[name] = value
     return RunFolder(config_from_dict(tree, origin="test"))
+
+
+def test_a_warm_up_that_is_a_share_grows_with_the_run_and_the_length_is_named_first(tmp_path: Path) -> None:
+    def folder(steps: int, warmup: int) -> RunFolder:
+        tree = write_config(tmp_path, Path("model"), run={"dir": str(tmp_path / "run")})
+        tree["train"]["steps"], tree["optimizer"]["warmup_steps"] = steps, warmup
+        return RunFolder(config_from_dict(tree, origin="test"))
+
+    folder(20, 2).write_start(world_size=1)
+    folder(30, 3).check()
+    with pytest.raises(UserError, match=r"train\.steps = 20, not 10"):
+        folder(10, 1).check()
+    with pytest.raises(UserError, match=r"optimizer\.warmup_steps = 2, not 3"):
+        folder(20, 3).check()
+    with pytest.raises(UserError, match=r"optimizer\.warmup_steps = 2, not 1"):
+        folder(30, 1).check()
 
 
 @pytest.mark.parametrize("key", CHANGES)

@@ -94,6 +94,10 @@ def test_a_folder_of_shards_has_the_splits_that_datasets_sees(tmp_path: Path) ->
         find_rows(Location(str(folder), "dev"))
     write(folder / "data" / "more.jsonl", lines(PAIRS))
     assert find_rows(Location(str(folder), "train")).unused_files == ("data/more.jsonl",)
+    write(folder / "others.csv", b"prompt,chosen,rejected\nQ,a,b\n")
+    write(folder / "dataset_infos.json", b"{}")
+    write(folder / ".cache" / "kept.jsonl", lines(PAIRS))
+    assert find_rows(Location(str(folder), "train")).unused_files == ("data/more.jsonl", "others.csv")
     with pytest.raises(UserError, match="holds no data file"):
         find_rows(Location(str(write(tmp_path / "none" / "a.txt", b"x").parent)))
 

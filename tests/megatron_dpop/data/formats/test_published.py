@@ -243,6 +243,19 @@ def test_two_replies_and_a_choice_are_guessed_as_such() -> None:
     assert given == NAMED, "the guess can be copied into a config"
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"model_a": "gpt-4", "model_b": "llama", "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0},
+        {"score_a": 3, "score_b": 4},
+    ],
+)
+def test_of_several_answers_none_is_guessed_to_be_the_completion(beside: dict[str, Any]) -> None:
+    with pytest.raises(BadRowError, match="no known format") as caught:
+        read({"id": 0, "prompt": "Q", "response_a": "a", "response_b": "b", **beside})
+    assert "completion" not in str(caught.value).partition("did you mean")[2]
+
+
 def test_a_dialogue_with_answers_is_guessed_as_such() -> None:
     row = {"talk": [{"who": "x", "said": "Q"}], "dialog": "Q", "candidates": [{"text": "a", "rating": 5}]}
     with pytest.raises(
