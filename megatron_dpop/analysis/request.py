@@ -74,8 +74,8 @@ def read_request(
 ) -> Request:
     """Raises UserError on what is no model, no file of pairs, or does not fit together.
 
-    columns: role -> column of the pairs' file, where names do not tell; overrides: words of the command line that set keys of the config; has_layout: a layout is among them, so that the
-    run's own is left.
+    columns: role -> column of the pairs' file, where names do not tell; overrides: words of the command line that set
+    keys of the config; has_layout: a layout is among them, so that the run's own is left.
     """
     found = [_read_subject(path) for path in subjects]
     named = [(name, str(one.weights), one.loss) for name, one in zip(distinct_names(subjects), found, strict=True)]

@@ -34,8 +34,10 @@ class _DamagedError(Exception):
 def fingerprint(recipe: Recipe) -> str:
     """A hash of the source's content, the tokenizer, the template, the lengths' policy and this code's version."""
     tokenizer = tokenizer_fingerprint(recipe.tokenizer_folder, recipe.chat_template)
-    parts = [VERSION, find_rows(recipe.location).digest(), tokenizer, recipe.max_tokens, recipe.too_long, recipe.kind]
+    rows = find_rows(recipe.location)
+    parts = [VERSION, rows.digest(), tokenizer, recipe.max_tokens, recipe.too_long, recipe.kind]
     parts += [sorted(recipe.columns.items()), recipe.bad_rows, recipe.bad_rows_limit]
+    parts += rows.unused_files  # which the kept facts name
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
