@@ -105,6 +105,10 @@ def _check(config: Config, *, is_training: bool, quiet: bool, for_gpus: bool | N
     for dataset in (inputs.train, inputs.validation):
         for line in dataset.describe() if dataset else ():
             print(line, file=sys.stderr)
+    batch, examples = config.train.global_batch_pairs, len(inputs.train)
+    if batch > examples:
+        repeats = f"a step takes some of the {examples} examples more than once"
+        print(f"train.global_batch_pairs {batch}: {repeats}", file=sys.stderr)
     if config.train.epochs is not None:
         steps = settle_lengths(config, examples=len(inputs.train)).train.steps
         print(f"train.epochs {config.train.epochs:g}: {steps} steps", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from checkpoint_convert.rules.adapters import LINEARS, linears_of_module
@@ -17,6 +18,7 @@ _SCHEDULES = {
     "constant": "constant",
     "constant_with_warmup": "constant",
 }
+_FUSED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # in Megatron one linear layer with others of these
 # What says nothing of the result: how a library works, or what it shows.
 _WITHOUT_EFFECT = {
     *("do_train", "do_eval", "do_predict", "overwrite_output_dir", "overwrite_cache", "preprocessing_num_workers"),
@@ -130,8 +132,11 @@ def _data(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
             found.assumed.append(WEIGHTS_ASSUMED)
     elif tree.get("dataset_name"):
         source = {"path": tree["dataset_name"]} | _subset(tree.get("dataset_config"))
-        found.put("data.train", [source | {"split": tree.get("dataset_train_split", "train")}])
-        if _strategy(tree, "eval") in ("steps", "epoch"):
+        is_file = Path(str(tree["dataset_name"])).is_file()
+        found.put("data.train", [source if is_file else source | {"split": tree.get("dataset_train_split", "train")}])
+        if is_file:
+            found.left_out.append("dataset_name: a file has no splits; hold pairs out with `data split`")
+        elif _strategy(tree, "eval") in ("steps", "epoch"):
             found.put("data.validation", [source | {"split": tree.get("dataset_test_split", "test")}])
     elif tree.get("dataset"):
         for theirs, ours in (("dataset", "data.train"), ("eval_dataset", "data.validation")):
@@ -263,15 +268,17 @@ def _lora(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:
     key = "lora_target_modules" if found.trainer == "TRL" else "lora_target"
     asked = tree.get(key)
     modules = [] if asked in _EVERY_LINEAR else asked if isinstance(asked, list) else str(asked).split(",")
-    holding = {module: linears_of_module(str(module).strip()) for module in modules}
+    holding = {str(module).strip(): linears_of_module(str(module).strip()) for module in modules}
     targets = [linear for linear in LINEARS if any(linear in linears for linears in holding.values())]
     if targets and all(holding.values()):
         found.config["lora"]["targets"] = targets
     elif modules:
-        unknown = ", ".join(str(module) for module, linears in holding.items() if not linears)
+        unknown = ", ".join(module for module, linears in holding.items() if not linears)
         found.left_out.append(f"{key}: {asked!r}: {unknown} is no linear layer of a model that is known here")
     named = ", ".join(targets) if "targets" in found.config["lora"] else "all linear layers"
-    found.assumed.append(f"lora.targets: {named}, with one A for those that Megatron fuses (docs/lora.md)")
+    others = [name for name in _FUSED if name not in holding and {*linears_of_module(name)} & {*targets}]
+    also = f"; {', '.join(others)} too" if others else ""
+    found.assumed.append(f"lora.targets: {named}, with one A for those that Megatron fuses{also} (docs/lora.md)")
 
 
 def _rest(found: Converted, tree: Mapping[str, Any], gpus: int) -> None:

@@ -24,7 +24,7 @@ from .files.rows import find_rows
 from .storage import StoredExamples
 from .tokenizer import tokenizer_fingerprint
 
-VERSION = 5  # of the stored layout and of the rules that make tokens from rows
+VERSION = 6  # of the stored layout and of the rules that make tokens from rows
 
 
 class _DamagedError(Exception):

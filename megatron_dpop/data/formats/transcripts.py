@@ -6,9 +6,9 @@ from ..records import Message
 
 _STYLES = (("Human", "Assistant"), ("Human", "AI"), ("User", "Assistant"), ("USER", "ASSISTANT"), ("User", "AI"))
 _SYSTEM = ("System", "SYSTEM")
-# Where a blank line parts the turns (Anthropic), an answer may hold a line that begins with a name.
-_BEFORE_A_TURN = (r"(?:^|\n\n+)", r"(?:^|\n+)")
-_WITHIN_A_LINE = r"(?:^|\s)"  # Vicuna: USER: ... ASSISTANT: ...
+# Where a blank line parts the turns (Anthropic), an answer may hold a line that begins with a name; where lines do, the
+# name may stand within one. Vicuna's turns stand in one line: USER: ... ASSISTANT: ...
+_BEFORE_A_TURN = (r"(?:^|\n\n+)", r"(?:^|\n+)", r"(?:^|\s)")
 _NEMO_START = "<extra_id_0>System\n"
 _NEMO_TURN = "\n<extra_id_1>"
 
@@ -52,10 +52,10 @@ def _split(text: str) -> list[Message] | None:
     text = text.lstrip()
     if text.startswith(_NEMO_START):
         return _nemo(text)
-    for user, assistant in _STYLES:
-        if not text.startswith((f"{user}:", *(f"{system}:" for system in _SYSTEM))):
-            continue
-        for before in (*_BEFORE_A_TURN, _WITHIN_A_LINE) if user == "USER" else _BEFORE_A_TURN:
+    for before in _BEFORE_A_TURN:
+        for user, assistant in _STYLES:
+            if not text.startswith((f"{user}:", *(f"{system}:" for system in _SYSTEM))):
+                continue
             turns = _turns(text, re.compile(f"{before}({user}|{assistant}):"), user)
             if any(turn["role"] == "assistant" for turn in turns):
                 return turns

@@ -126,3 +126,10 @@ def test_columns_on_the_command_line(command: Command, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         run(["data", "inspect", str(path), "--columns", "prompt"])
     assert "'prompt' is no role:column, such as prompt:question" in capsys.readouterr().err
+
+
+def test_a_batch_of_more_pairs_than_there_are_is_said(command: Command) -> None:
+    rows = [{**PAIR, "prompt": f"w{i}"} for i in range(8)]
+    said = "a step takes some of the {} examples more than once"
+    assert f"train.global_batch_pairs 6: {said.format(3)}" in command.dry_run(rows[:3])[1]
+    assert not any("more than once" in line for line in command.dry_run(rows)[1])

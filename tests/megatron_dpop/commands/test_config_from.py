@@ -198,6 +198,22 @@ def test_the_targets_of_adapters(lines: str, config: list[str] | None, left_out:
     assert [line.partition(":")[0] for line in found.left_out] == left_out
 
 
+def test_modules_that_megatron_fuses_with_the_chosen_ones_are_named() -> None:
+    lines = "use_peft: true\nlora_target_modules: [q_proj, v_proj, down_proj]"
+    found = convert(yaml.safe_load(f"model_name_or_path: m\ndataset: d\n{lines}\n"), gpus=1)
+    (line,) = [line for line in found.assumed if line.startswith("lora.targets")]
+    assert "linear_qkv, linear_fc2, with one A for those that Megatron fuses; k_proj too" in line
+
+
+def test_a_file_has_no_splits(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").touch()
+    theirs = f"model_name_or_path: m\ndataset_name: {tmp_path / 'pairs.jsonl'}\neval_strategy: epoch\n"
+    found = convert(yaml.safe_load(theirs), gpus=1)
+    assert found.config["data"]["train"] == [{"path": str(tmp_path / "pairs.jsonl")}]
+    assert "validation" not in found.config["data"]
+    assert any(line.startswith("dataset_name: a file has no splits") for line in found.left_out)
+
+
 def test_when_they_validate_and_save() -> None:
     theirs = "model_name_or_path: m\ndataset_name: d\neval_strategy: epoch\nsave_strategy: no\noptim: adamw_bnb_8bit\n"
     found = convert(yaml.safe_load(theirs), gpus=1)

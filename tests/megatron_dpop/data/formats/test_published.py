@@ -52,6 +52,11 @@ PAIRS: dict[str, tuple[dict[str, Any], Any]] = {
     ),
     "a transcript as the prompt": ({"prompt": "Human: Q\n\nAssistant:", "chosen": " a", "rejected": " b"}, (USER,)),
     "Vicuna": ({"prompt": "USER: Q ASSISTANT:", "chosen": "a", "rejected": "b"}, (USER,)),
+    "a transcript in one line": ({"prompt": "Human: Q Assistant:", "chosen": "a", "rejected": "b"}, (USER,)),
+    "a transcript in one line that repeats itself": (
+        {"prompt": "User: Q Assistant:", "chosen": "User: Q Assistant: a", "rejected": "User: Q Assistant: b"},
+        (USER,),
+    ),
     "a transcript that repeats itself": (
         {"prompt": "\n\nHuman: Q\n\nAssistant:"}
         | {"chosen": "\n\nHuman: Q\n\nAssistant: a", "rejected": "\n\nHuman: Q\n\nAssistant: b"},
