@@ -15,7 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from megatron_dpop.config.recipes import Tree, expand, is_recipe, merge
+from dpop_base.errors import UserError
+from megatron_dpop.config.load import read_tree
+from megatron_dpop.config.recipes import Tree, check_recipe, expand, is_recipe, merge
 
 
 def main() -> int:
@@ -23,7 +25,9 @@ def main() -> int:
     parser.add_argument("--tiny", type=Path, metavar="FOLDER", help="a model and data that a laptop trains in seconds")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    trees = [(path, yaml.safe_load(path.read_text(encoding="utf-8"))) for path in arguments.files]
+    trees = [(path, read_tree(path)) for path in arguments.files]
+    for path, tree in trees:
+        check(tree, path)
     if not all(is_recipe(tree) for _, tree in trees):
         configs = trees
     elif len(trees) == 1:
@@ -36,10 +40,23 @@ def main() -> int:
     return 0
 
 
+def check(tree: Tree, path: Path) -> None:
+    """Raises UserError where a recipe, or a config of one stage, lacks what is read of it here."""
+    if is_recipe(tree):
+        check_recipe(tree, origin=str(path))
+        return
+    for section, key in (("model", "path"), ("run", "dir")):
+        given = tree.get(section)
+        if not isinstance(given, dict) or not isinstance(given.get(key), str):
+            raise UserError(f"{path}: {section}.{key} is missing; each stage's config has it")
+
+
 def tiny_stages(recipe: Tree, folder: Path) -> list[Tree]:
     """The recipe's stages with its `tiny` override, all of their files in `folder`, where model and data are made."""
     from tiny import write_data, write_model
 
+    if not isinstance(recipe.get("tiny"), dict):
+        raise UserError("--tiny: the recipe has no `tiny` override; add one, or leave --tiny out")
     configs = [relocate(merge(config, recipe["tiny"]["config"]), folder) for config in expand(recipe)]
     write_model(Path(configs[0]["model"]["path"]), recipe["tiny"]["model"])
     for config in configs:
@@ -93,4 +110,8 @@ def chain(configs: list[tuple[Path, Tree]]) -> list[tuple[Path, str, str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"stages.py: error: {error}", file=sys.stderr)
+        sys.exit(2)

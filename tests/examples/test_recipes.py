@@ -76,6 +76,25 @@ def test_smaug_34b_has_seven_stages_with_the_papers_values(tmp_path: Path) -> No
     assert [config["checkpoint"]["export_hf"] for config in configs] == [False] * 6 + [True]
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "no.yaml: cannot read the config"),
+        ("stages: [", "no.yaml: cannot be read as a config: it is no YAML"),
+        ("stages: []\nconfig: {}\n", "no.yaml: config.model.path is missing"),
+        ("model: {path: m}\n", "no.yaml: run.dir is missing"),
+        ("config: {model: {path: m}, run: {dir: r}}\nstages: []\nconfig: {}\n", "`config` stands twice"),
+    ],
+)
+def test_what_has_no_stages_is_refused_in_one_line(text: str | None, says: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "no.yaml").write_text(text)
+    words = [sys.executable, RECIPES / "stages.py", "no.yaml"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert says in done.stderr
+
+
 @pytest.mark.parametrize("recipe", NAMES)
 def test_dry_run_at_its_true_size(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
