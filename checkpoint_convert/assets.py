@@ -80,9 +80,9 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 def announcing(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     """
-    `config` as we write it: it announces `dtype`, and `torch_dtype`, `rope_theta`, `rope_scaling` and a Qwen3's
-    `num_experts` stand beside transformers 5's `dtype`, `rope_parameters` and `num_local_experts`, for the many readers
-    that know the former alone.
+    `config` as we write it: it announces `dtype`, and transformers 4's `torch_dtype`, `rope_theta`, `rope_scaling`,
+    `rope_local_base_freq`, `partial_rotary_factor` and a Qwen3's `num_experts` stand beside transformers 5's `dtype`,
+    `rope_parameters` and `num_local_experts`, for the many readers that know the former alone.
     """
     config = dict(config)
     for name in ("dtype", "torch_dtype") if "dtype" in config else ("torch_dtype",):
@@ -93,8 +93,18 @@ def announcing(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     if config.get("model_type") == "qwen3_moe" and "num_local_experts" in config:  # transformers 5's name for it
         config["num_experts"] = config["num_local_experts"]
     rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and isinstance(rope.get("rope_theta"), int | float):
-        config["rope_theta"] = rope["rope_theta"]
-        if rope.get("rope_type", "default") != "default":
-            config["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
-    return config
+    return config | (_in_transformers_4(rope) if isinstance(rope, dict) else {})
+
+
+def _in_transformers_4(rope: dict[str, Any]) -> dict[str, Any]:
+    """What transformers 4 calls the parts of `rope_parameters`; a Gemma's have a table for each kind of layer."""
+    full, sliding = rope.get("full_attention", rope), rope.get("sliding_attention")
+    found = {}
+    if isinstance(sliding, dict) and isinstance(sliding.get("rope_theta"), int | float):
+        found["rope_local_base_freq"] = sliding["rope_theta"]
+    if isinstance(full, dict) and isinstance(full.get("rope_theta"), int | float):
+        beside = {name: full[name] for name in ("rope_theta", "partial_rotary_factor") if full.get(name) is not None}
+        found |= beside
+        if full.get("rope_type", "default") != "default":
+            found["rope_scaling"] = {name: value for name, value in full.items() if name not in beside}
+    return found

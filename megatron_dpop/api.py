@@ -76,12 +76,16 @@ def plan_config(
         resolved = config_from_dict(dict(config), origin="config")
     else:
         resolved = load_config(Path(config))
+    if device not in DEVICES:
+        raise UserError(f"device: {device!r} is not known; give one of {', '.join(DEVICES)}")
+    if len(pair) != 3 or min(pair[:2]) < 1 or not 0 <= pair[2] <= pair[1]:
+        raise UserError(f"pair: {pair!r} is not (prompt, completion, common) in tokens; common is part of completion")
     architecture = read_architecture(assets_folder(Path(resolved.model.path)))
     prompt, completion, common = pair
     workload = pair_workload(resolved, prompt=prompt, completion=completion, common=common)
     one = choice_of(resolved)
     of_one_replica = resolved.parallel.fewest_ranks
-    if gpus % of_one_replica:
+    if gpus < 1 or gpus % of_one_replica:
         raise UserError(f"gpus: {gpus} is not a multiple of {of_one_replica}, the GPUs of one replica of the model")
     setting = Setting(architecture, workload, DEVICES[device])
     choice = choice_of(resolved, data=gpus // one.devices)

@@ -68,6 +68,8 @@ def rope_of(fields: Fields, table: Table, *, partial: float | None = None) -> Ro
     table = dict(table)
     theta = table.pop("rope_theta", None)
     beside = DEFAULT_THETA if fields.get("rope_theta") is None else fields.number("rope_theta")
+    if theta is not None and fields.values.get("rope_theta") not in (None, theta):
+        raise fields.error(f"rope_theta says {beside!r}, rope_parameters {theta!r}", "remove the wrong one")
     theta = beside if theta is None else theta
     if not _is_positive(theta):
         raise fields.error(f"rope_theta is {theta!r}", "it must be a positive number")
@@ -181,8 +183,9 @@ def _take(
     defaults = defaults or {}
     missing, unknown = sorted(set(names) - set(table)), sorted(set(table) - set(names) - set(defaults))
     if missing or unknown:
+        faults = ("lacks", missing), ("has the unknown", unknown)
         raise fields.error(
-            f"rope scaling {kind!r} lacks {missing} and has the unknown {unknown}",
+            f"rope scaling {kind!r} {' and '.join(f'{fault} {names}' for fault, names in faults if names)}",
             f"it needs {list(names)}" + (f" and may have {list(defaults)}" if defaults else ""),
         )
     if wrong := {name: value for name, value in table.items() if not _is_positive(value)}:

@@ -17,11 +17,12 @@ from megatron_dpop.config.recipes import is_recipe
 from megatron_dpop.config.schema import Config
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads and validates; `overrides` are the command line's words after the config file.
 
     Raises UserError that names the file or option, the key, the value and the fix.
     """
+    path = Path(path)
     return config_of(read_tree(path), path, overrides)
 
 

@@ -32,9 +32,17 @@ def test_there_and_back_equals_the_original_to_the_bit(family: str, dtype: torch
         assert torch.equal(back[name], tensor), name
     original, config = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("hf", "back"))
     assert config | original == config  # all of the original, beside transformers 4's names for what is new in 5
-    assert set(config) - set(original) <= {"torch_dtype", "rope_theta", "rope_scaling", "num_experts"}
-    if "rope_theta" in config.get("rope_parameters", {}):
-        assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    ropes = {"rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor"}
+    assert set(config) - set(original) <= {"torch_dtype", "num_experts"} | ropes
+    rope = config.get("rope_parameters", {})
+    for table, theta in (
+        (rope.get("full_attention", rope), "rope_theta"),
+        (rope.get("sliding_attention", {}), "rope_local_base_freq"),
+    ):
+        if "rope_theta" in table:
+            assert config[theta] == table["rope_theta"]
+        if "partial_rotary_factor" in table:
+            assert config["partial_rotary_factor"] == table["partial_rotary_factor"]
     assert verify(tmp_path / "hf", tmp_path / "megatron", progress=False).equal
 
 

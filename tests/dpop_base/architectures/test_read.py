@@ -81,6 +81,15 @@ def test_llama3_rope_in_every_spelling(spelling: dict[str, Any], tmp_path: Path)
     assert a.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
 
 
+def test_two_thetas_that_differ_are_refused(tmp_path: Path) -> None:
+    """transformers 4 reads the one, transformers 5 the other."""
+    (tmp_path / "config.json").write_text(
+        json.dumps(LLAMA | {"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}})
+    )
+    with pytest.raises(UserError, match=r"rope_theta says 500000\.0, rope_parameters 10000\.0; remove the wrong one"):
+        read_architecture(tmp_path)
+
+
 def test_attention_bias_of_llama_is_on_all_four(tmp_path: Path) -> None:
     a = read_architecture(folder(tmp_path, LLAMA | {"attention_bias": True}))
     assert a.qkv_bias
