@@ -83,7 +83,12 @@ def rope_of(fields: Fields, table: Table, *, partial: float | None = None) -> Ro
 def _percent(fields: Fields, table: Table, partial: float | None) -> float:
     if partial is None:
         fields.require("partial_rotary_factor", Only((1.0,), "this family rotates whole heads"))
-    beside = fields.get("partial_rotary_factor")
+    beside, given = fields.get("partial_rotary_factor"), fields.values.get("partial_rotary_factor")
+    if given is not None and table.get("partial_rotary_factor", given) != given:
+        raise fields.error(
+            f"partial_rotary_factor says {given!r}, rope_parameters {table['partial_rotary_factor']!r}",
+            "remove the wrong one",
+        )
     percent = table.pop("partial_rotary_factor", beside if beside is not None else partial or 1.0)
     if not _is_positive(percent) or percent > 1 or (partial is None and percent != 1):
         raise fields.error(

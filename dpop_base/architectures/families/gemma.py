@@ -47,6 +47,10 @@ def _sliding_theta(fields: Fields, table: dict[str, object]) -> float:
         raise fields.error(
             f"rope_parameters of sliding layers are {table!r}", "only an unscaled rope_theta is supported"
         )
+    if theta is not None and fields.values.get("rope_local_base_freq") not in (None, theta):
+        raise fields.error(
+            f"rope_local_base_freq says {beside!r}, rope_parameters of sliding layers {theta!r}", "remove the wrong one"
+        )
     return beside if theta is None else float(theta)
 
 

@@ -10,6 +10,7 @@ import pytest
 from dpop_base.architectures import RopeScaling, read_architecture
 from dpop_base.architectures.read import architecture_of, dtype_of, read_fields
 from dpop_base.errors import UserError
+from tests.checkpoint_convert.models import CONFIGS
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -87,6 +88,22 @@ def test_two_thetas_that_differ_are_refused(tmp_path: Path) -> None:
         json.dumps(LLAMA | {"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}})
     )
     with pytest.raises(UserError, match=r"rope_theta says 500000\.0, rope_parameters 10000\.0; remove the wrong one"):
+        read_architecture(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "old", "tables"),
+    [
+        ("gemma3", {"rope_local_base_freq": 2e4}, {"sliding_attention": {"rope_theta": 1e4}}),
+        ("phi3", {"partial_rotary_factor": 0.5}, {"rope_theta": 1e4, "partial_rotary_factor": 0.25}),
+    ],
+)
+def test_other_old_names_that_contradict_are_refused(family: str, old: dict, tables: dict, tmp_path: Path) -> None:
+    (name,) = old
+    CONFIGS[family]().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | old | {"rope_parameters": tables}))
+    with pytest.raises(UserError, match=rf"{name} says .*; remove the wrong one"):
         read_architecture(tmp_path)
 
 
