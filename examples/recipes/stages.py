@@ -17,7 +17,7 @@ import yaml
 
 from dpop_base.errors import UserError
 from megatron_dpop.config.load import read_tree
-from megatron_dpop.config.recipes import Tree, check_recipe, expand, is_recipe, merge
+from megatron_dpop.config.recipes import Tree, check_paths, check_recipe, expand, is_recipe, merge
 
 
 def main() -> int:
@@ -44,11 +44,8 @@ def check(tree: Tree, path: Path) -> None:
     """Raises UserError where a recipe, or a config of one stage, lacks what is read of it here."""
     if is_recipe(tree):
         check_recipe(tree, origin=str(path))
-        return
-    for section, key in (("model", "path"), ("run", "dir")):
-        given = tree.get(section)
-        if not isinstance(given, dict) or not isinstance(given.get(key), str):
-            raise UserError(f"{path}: {section}.{key} is missing; each stage's config has it")
+    else:
+        check_paths(tree, f"{path}: ", "each stage's config has it")
 
 
 def tiny_stages(recipe: Tree, folder: Path) -> list[Tree]:

@@ -50,13 +50,17 @@ def merge(tree: Tree, over: Tree) -> Tree:
     return merged
 
 
-def check_recipe(tree: Tree, *, origin: str) -> None:
-    """Raises UserError where something that every recipe has is missing, or is of another kind."""
-    config = tree.get("config")
+def check_paths(config: object, where: str, why: str) -> None:
+    """Raises UserError where a config names no model or no folder for its run."""
     for section, key in (("model", "path"), ("run", "dir")):
         given = config.get(section) if isinstance(config, dict) else None
         if not isinstance(given, dict) or not isinstance(given.get(key), str):
-            raise UserError(f"{origin}: config.{section}.{key} is missing; a recipe has it for all its stages")
+            raise UserError(f"{where}{section}.{key} is missing; {why}")
+
+
+def check_recipe(tree: Tree, *, origin: str) -> None:
+    """Raises UserError where something that every recipe has is missing, or is of another kind."""
+    check_paths(tree.get("config"), f"{origin}: config.", "a recipe has it for all its stages")
     if not isinstance(tree.get("gpus", 1), int):
         raise UserError(f"{origin}: gpus: {tree['gpus']} is no number of GPUs; give a whole one")
     name = "stages" if is_chain(tree) else "runs"
