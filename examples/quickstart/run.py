@@ -20,6 +20,10 @@ from model import fetch_smollm2
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 LOSSES = ("dpo", "dpop")
+SPLITS = ("train", "validation")
+
+# A step of short pairs takes two CPU cores seconds.
+SHORT = ("--where", "prompt_characters <= 240", "--where", "chosen_characters <= 120")
 
 # How far an exported model's fp32 logits may lie from those of the trained one, of the largest.
 FP32_LIMIT = 1e-4
@@ -30,21 +34,21 @@ class Quickstart:
         self.run = run
         self.given_model = model
         self.uv = uv
-        self.pairs = run / "pairs"
+        self.problems = run / "problems"
+        self.train, self.validation = (pairs_file(run, split) for split in SPLITS)
         self.base = run / "model"
         self.megatron = run / "megatron"
 
     def execute(self) -> None:
         started = time.monotonic()
-        self._stage("1/7 model: SmolLM2-135M-Instruct as a Hugging Face folder", self._fetch_model)
-        self._stage("2/7 pairs: worked problems, one intermediate result corrupted", self._make_pairs)
-        self._stage("3/7 convert: Hugging Face to Megatron (torch_dist)", self._convert)
-        self._stage("4/7 reference: log-probabilities of the starting weights, once for both runs", self._cache)
-        self._stage("5/7 train: DPO, then DPOP, on the same pairs in the same order", self._train)
-        self._stage("6/7 export: the trained models as Hugging Face folders, compared with Megatron's", self._compare)
-        self._stage("7/7 report: what the two losses did", self._report)
+        self._stage("1/6 model: SmolLM2-135M-Instruct as a Hugging Face folder", self._fetch_model)
+        self._stage("2/6 pairs: worked problems, one intermediate result corrupted", self._make_pairs)
+        self._stage("3/6 convert: Hugging Face to Megatron (torch_dist)", self._convert)
+        self._stage("4/6 train: DPO, then DPOP, on the same pairs in the same order", self._train)
+        self._stage("5/6 export: the trained models as Hugging Face folders, compared with Megatron's", self._compare)
+        self._stage("6/6 report: what the two losses did", self._report)
         print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open {self.run / 'report.html'}.")
-        print("\n".join(next_steps(self.run, self.pairs, self.base)))
+        print("\n".join(next_steps(self.run, self.base)))
 
     def _stage(self, title: str, work: Callable[[], None]) -> None:
         print(f"\n== {title}", flush=True)
@@ -62,9 +66,13 @@ class Quickstart:
             fetch_smollm2(self.base, self.uv)
 
     def _make_pairs(self) -> None:
-        if not (self.pairs / "datasheet.json").exists():
-            sizes = ("--train", 64, "--validation", 32)  # what the steps take: each pair costs a slow CPU seconds
-            command("megatron-dpop", "data", "make", "gsm-symbolic", "--output", self.pairs, *sizes)
+        if not (self.problems / "datasheet.json").exists():
+            sizes = ("--train", 400, "--validation", 200)
+            command("megatron-dpop", "data", "make", "gsm-symbolic", "--output", self.problems, *sizes)
+        for split, target in zip(SPLITS, (self.train, self.validation), strict=True):
+            if not target.exists():
+                source = self.problems / f"{split}.parquet"
+                command("megatron-dpop", "data", "filter", source, *SHORT, "--output", target)
 
     def _convert(self) -> None:
         command("checkpoint-convert", "hf-to-megatron", self.base, self.megatron)
@@ -73,32 +81,28 @@ class Quickstart:
         return [
             HERE / "config.yaml",
             f"--model.path={self.megatron}",
-            f"--data.train={self.pairs / 'train.parquet'}",
-            f"--data.validation={self.pairs / 'validation.parquet'}",
+            f"--data.train={self.train}",
+            f"--data.validation={self.validation}",
             f"--reference.cache={self.run / 'reference'}",
             f"--loss.name={loss}",
             *(["--loss.beta=0.3"] if loss == "dpo" else []),
             f"--run.dir={self.run / loss}",
         ]
 
-    def _cache(self) -> None:
-        command("megatron-dpop", "reference", *self._config("dpop"))
-
     def _train(self) -> None:
+        """The first run leaves the reference's log-probabilities for the second."""
         for loss in LOSSES:
             command("megatron-dpop", "train", *self._config(loss))
 
     def _compare(self) -> None:
         """`train` has exported already, with `checkpoint-convert megatron-to-hf`, which finds nothing left to do."""
-        for loss in LOSSES:
-            command("checkpoint-convert", "megatron-to-hf", self.run / loss / "checkpoints", self.run / loss / "hf")
-            found = subprocess.run(
-                [sys.executable, HERE / "compare.py", self.run / loss, sample_text(self.pairs)],
-                check=True,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            differences = json.loads(found.stdout.splitlines()[-1])
+        runs = [self.run / loss for loss in LOSSES]
+        for run in runs:
+            command("checkpoint-convert", "megatron-to-hf", run / "checkpoints", run / "hf")
+        pair = first_pair(self.validation)
+        words = [sys.executable, HERE / "compare.py", f"{pair['prompt']}\n{pair['chosen']}", *runs]
+        found = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+        for loss, differences in zip(LOSSES, json.loads(found.stdout.splitlines()[-1]).values(), strict=True):
             fp32, bf16, rounding = (differences[name] for name in ("fp32", "bf16", "bf16_rounding"))
             print(
                 f"   {loss}: transformers' and Megatron's logits differ by {fp32:.1e} of the largest in fp32; "
@@ -110,22 +114,27 @@ class Quickstart:
     def _report(self) -> None:
         from summary import summarise
 
-        summarise(self.run, self.base, self.pairs)
+        summarise(self.run, self.base, first_pair(self.validation))
 
 
-def next_steps(run: Path, pairs: Path, model: Path) -> list[str]:
+def pairs_file(run: Path, split: str) -> Path:
+    return run / "pairs" / f"{split}.jsonl"
+
+
+def next_steps(run: Path, model: Path) -> list[str]:
     """What to try now: how to have the commands, and three that work on what is there, from this very folder."""
-    config = shlex.join([str(HERE / "config.yaml"), f"--model.path={model}", f"--data.train={pairs / 'train.parquet'}"])
+    train, validation = (pairs_file(run, split) for split in SPLITS)
+    config = shlex.join([str(HERE / "config.yaml"), f"--model.path={model}", f"--data.train={train}"])
     rest = shlex.join(
         [
-            f"--data.validation={pairs / 'validation.parquet'}",
+            f"--data.validation={validation}",
             f"--reference.cache={run / 'reference'}",
             "--loss.name=ipo",
             f"--run.dir={run / 'ipo'}",
         ]
     )
     runs = [str(run / loss) for loss in LOSSES]
-    page = ["--pairs", str(pairs / "validation.parquet"), "--out", str(run / "tokens.html")]
+    page = ["--pairs", str(validation), "--out", str(run / "tokens.html")]
     return [
         "",
         "Next, to be copied: the commands by name; each token's likelihood; a third loss; all three in a report.",
@@ -137,12 +146,10 @@ def next_steps(run: Path, pairs: Path, model: Path) -> list[str]:
     ]
 
 
-def sample_text(pairs: Path) -> str:
-    """The first validation pair's prompt and chosen answer."""
-    import pyarrow.parquet
-
-    pair = pyarrow.parquet.read_table(pairs / "validation.parquet").slice(0, 1).to_pylist()[0]
-    return f"{pair['prompt']}\n{pair['chosen']}"
+def first_pair(file: Path) -> dict[str, str]:
+    with file.open(encoding="utf-8") as lines:
+        pair: dict[str, str] = json.loads(next(lines))
+    return pair
 
 
 def command(name: str, *words: object) -> None:

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pyarrow.parquet
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -23,11 +22,10 @@ ROWS = {
 }
 
 
-def summarise(run: Path, base: Path, pairs: Path) -> None:
+def summarise(run: Path, base: Path, sample: dict[str, str]) -> None:
     """Prints the validation before and after each loss, and writes the report, which has those numbers of its own."""
     disable_progress_bar()
     dpo, dpop = (_validations(run / name) for name in ("dpo", "dpop"))
-    sample = pyarrow.parquet.read_table(pairs / "validation.parquet").slice(0, 1).to_pylist()[0]
     states = (dpop[0], dpo[-1], dpop[-1])
     rows = [TableRow(label, [f"{state[name]:.3f}" for state in states]) for label, name in ROWS.items()]
     folders = (base, run / "dpo" / "hf", run / "dpop" / "hf")

@@ -1,6 +1,7 @@
 """What the quickstart ends with works as printed, pasted into a shell."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -19,8 +20,6 @@ QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 @pytest.mark.slow
 def test_the_next_commands_work_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On what the quickstart leaves, in the small: a model, pairs, and the exports of two runs."""
-    import pyarrow.json
-    import pyarrow.parquet
     import yaml
 
     monkeypatch.syspath_prepend(str(QUICKSTART))
@@ -29,19 +28,18 @@ def test_the_next_commands_work_as_printed(tmp_path: Path, monkeypatch: pytest.M
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    run, pairs = tmp_path / "runs" / "a quickstart", tmp_path / "runs" / "a quickstart" / "pairs"
+    run = tmp_path / "runs" / "a quickstart"
     model = write_model(run / "model", dtype="bfloat16", max_position_embeddings=1024)
-    pairs.mkdir()
+    (run / "pairs").mkdir()
     for split, count in (("train", 24), ("validation", 8)):
-        read = pyarrow.json.read_json(write_pairs(tmp_path / f"{split}.jsonl", count, seed=count))
-        pyarrow.parquet.write_table(read, pairs / f"{split}.parquet")
+        write_pairs(module.pairs_file(run, split), count, seed=count)
     for loss in module.LOSSES:
         assert checkpoint_convert(["hf-to-megatron", str(model), str(run / loss / "checkpoints"), "--quiet"]) == 0
         tree = write_config(tmp_path, model, run={"dir": str(run / loss)}, precision={"params": "bf16"})
-        tree["data"]["train"] = str(pairs / "train.parquet")
+        tree["data"]["train"] = str(module.pairs_file(run, "train"))
         (run / loss / "config.yaml").write_text(yaml.safe_dump(tree))
         (run / loss / "metrics.jsonl").write_text('{"step": 0, "loss": 0.69}\n')
-    lines = module.next_steps(run, pairs, model)
+    lines = module.next_steps(run, model)
     activate, *commands = [line for line in lines if line.startswith(("source ", "megatron-dpop "))]
     assert len(commands) == 3
     environment = {**os.environ, "MEGATRON_DPOP_DEVICE": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -59,9 +57,6 @@ def test_the_next_commands_work_as_printed(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_report_has_each_number_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured on the validation pairs stands under Results; the quickstart's own table has the rest."""
-    import pyarrow.json
-    import pyarrow.parquet
-
     monkeypatch.syspath_prepend(str(QUICKSTART))
     from summary import summarise  # type: ignore[import-not-found]
 
@@ -69,11 +64,8 @@ def test_the_report_has_each_number_in_one_table(tmp_path: Path, monkeypatch: py
     for loss, end in (("dpo", -6.1), ("dpop", 1.8)):
         write_run(tmp_path / loss, loss=loss, end=end)
         (tmp_path / loss / "hf").symlink_to(model)
-    pairs = tmp_path / "pairs"
-    pairs.mkdir()
-    read = pyarrow.json.read_json(write_pairs(tmp_path / "pairs.jsonl", 2))
-    pyarrow.parquet.write_table(read, pairs / "validation.parquet")
-    summarise(tmp_path, model, pairs)
+    pair = json.loads(write_pairs(tmp_path / "pairs.jsonl", 2).read_text(encoding="utf-8").splitlines()[0])
+    summarise(tmp_path, model, pair)
     tables = re.findall(r"<table.*?</table>", (tmp_path / "report.html").read_text(encoding="utf-8"), re.DOTALL)
     labels = [re.findall(r'<th scope="(?:row|col)">(?:<i[^>]*></i>)?([^<]+)', table) for table in tables]
     own = next(found for found in labels if "after DPOP" in found)
