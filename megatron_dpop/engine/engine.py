@@ -143,7 +143,9 @@ def _finalize_gradients(chunks: list[Any], count: torch.Tensor | None = None, **
 
 def build_model_engine(config: Config, architecture: Architecture, device: torch.device) -> ModelEngine:
     """Builds the model alone, with unset weights: what a pass without gradients needs."""
-    torch.use_deterministic_algorithms(config.train.deterministic)
+    if torch.are_deterministic_algorithms_enabled() != config.train.deterministic:
+        # It imports torch's compiler, which takes a second: not where nothing changes.
+        torch.use_deterministic_algorithms(config.train.deterministic)
     dtype = PARAMS_DTYPE[config.precision.params]
     layout = ModelLayout.of(config.parallel)
     model_config = transformer_config(architecture, layout, params_dtype=dtype, **model_options(config))
