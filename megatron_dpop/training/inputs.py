@@ -15,7 +15,7 @@ from megatron_dpop.config.expert_layout import check_with_experts
 from megatron_dpop.config.layout import ModelLayout, check_layout, check_row_tokens
 from megatron_dpop.config.lengths import settle_lengths
 from megatron_dpop.config.precision import check_precision
-from megatron_dpop.config.schema import DataConfig, SourceConfig
+from megatron_dpop.config.schema import BestConfig, DataConfig, SourceConfig
 from megatron_dpop.data.examples import TokenizedDataset
 from megatron_dpop.data.load import DataSource, load_dataset
 from megatron_dpop.data.templates import PromptFormat
@@ -73,9 +73,10 @@ def read_inputs(config: Config, *, progress: bool = True, for_gpus: bool | None 
     validation = None
     if config.data.validation:
         validation = read_data(config, config.data.validation, loss, tokenizer, progress=progress)
-    if config.logging.samples and validation is None:
-        raise UserError("logging.samples: there is no validation; set data.validation, or leave it out")
-    _check_best(config, loss, validation.source_names if validation else ())
+    if validation is None:
+        _check_nothing_needs_validation(config)
+    elif config.checkpoint.best is not None:
+        _check_best(config, config.checkpoint.best, validation_names(loss, validation.source_names))
     weights = _token_weights(config, loss, tokenizer, [train, *([validation] if validation else [])])
     return Inputs(model, architecture, loss, train, validation, reference, weights)
 
@@ -194,22 +195,27 @@ def _token_weights(config: Config, loss: Loss, tokenizer: Path, datasets: Sequen
     return TokenWeights(unscored, loss.tail_weight)
 
 
-def _check_best(config: Config, loss: Loss, sources: Sequence[str]) -> None:
-    """`sources`: names of the validation data's."""
-    if config.checkpoint.best is None:
-        return
-    if not sources:
-        raise UserError("checkpoint.best: there is no validation; set data.validation, or leave it out")
+def _check_nothing_needs_validation(config: Config) -> None:
+    for key, given in (
+        ("train.validate_every", config.train.validate_every),
+        ("checkpoint.best", config.checkpoint.best),
+        ("logging.samples", config.logging.samples),
+    ):
+        if given:
+            raise UserError(f"{key}: there is no validation; set data.validation, or leave it out")
+
+
+def _check_best(config: Config, best: BestConfig, known: Sequence[str]) -> None:
+    """`known`: names of the run's validation metrics."""
     if config.train.validate_every is None:
         raise UserError(
             "checkpoint.best: weights are validated before the first step and after the last alone, which leaves no "
             "choice; set train.validate_every"
         )
-    metric, known = config.checkpoint.best.metric, validation_names(loss, sources)
-    if metric not in known:
-        near = difflib.get_close_matches(metric, known, n=1, cutoff=0.3)
+    if best.metric not in known:
+        near = difflib.get_close_matches(best.metric, known, n=1, cutoff=0.3)
         fix = f"did you mean {near[0]}?" if near else f"give one of {', '.join(known)}"
-        raise UserError(f"checkpoint.best.metric: {metric} is no metric of this run's validation; {fix}")
+        raise UserError(f"checkpoint.best.metric: {best.metric} is no metric of this run's validation; {fix}")
 
 
 def dataset_workload(config: Config, dataset: TokenizedDataset) -> Workload:

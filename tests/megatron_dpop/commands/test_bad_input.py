@@ -277,6 +277,7 @@ KEYS |= {
 BEST = "{metric: validation/reward/margin, mode: max}"
 KEYS |= {
     ("--checkpoint.best", "{metric: validation/loss}"): "checkpoint.best.mode is missing; add it",
+    ("--train.validate_every", "5"): "train.validate_every: there is no validation; set data.validation",
     ("--checkpoint.best", BEST): "checkpoint.best: there is no validation; set data.validation",
     (
         "--checkpoint.best",
