@@ -68,12 +68,13 @@ endif
 quickstart: .venv/.quickstart
 	.venv/bin/python examples/quickstart/run.py --run $(RUN) --uv $(UV) $(if $(MODEL),--model $(MODEL))
 
-# Two processes, a file of tests each at a time: many tests wait for one process of theirs.
+# Two processes, a file of tests each at a time: many tests wait for one process of theirs. In the order of the files:
+# by their numbers of tests, those with one long test would come last, and leave a core idle.
 test: .venv/.dev
-	.venv/bin/python -m pytest -q -n 2 --dist loadfile
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/.dev .venv/.docs .venv/.eval
-	.venv/bin/python -m pytest -q -n 2 --dist loadfile --timeout 1200 -m "slow and not exhaustive" --ignore tests/slurm
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --timeout 1200 -m "slow and not exhaustive" --ignore tests/slurm
 
 test-exhaustive: .venv/.dev
 	.venv/bin/python -m pytest -q -n 2 --dist loadfile --timeout 1200 -m exhaustive

@@ -80,9 +80,9 @@ def write_pairs(path: Path, count: int, *, seed: int = 0) -> Path:
     return path
 
 
-def model_and_pairs(folder: Path, pairs: int) -> Path:
+def model_and_pairs(folder: Path, pairs: int, **shape: object) -> Path:
     """Writes a model and this many pairs into the folder, and returns the folder."""
-    write_model(folder / "model")
+    write_model(folder / "model", **shape)
     write_pairs(folder / "pairs.jsonl", pairs)
     return folder
 

@@ -27,6 +27,8 @@ ON_SLURM = "smaug-34b"
 VARIANTS = [name for name in NAMES if name.endswith("-one-node")]
 CHAINS = [name for name in NAMES if name not in VARIANTS and name != ON_SLURM]
 GPUS_PER_NODE = 8
+# Of one or two stages and of middling size: each of the others takes many seconds.
+QUICK = ("smaug-7b", "qwen2.5-72b", "llama3.1-70b", "smollm3-3b", "mixtral-8x7b")
 
 
 def stages(recipe: str, folder: Path, *options: object) -> list[list[str]]:
@@ -95,7 +97,9 @@ def test_what_has_no_stages_is_refused_in_one_line(text: str | None, says: str, 
     assert says in done.stderr
 
 
-@pytest.mark.parametrize("recipe", NAMES)
+@pytest.mark.parametrize(
+    "recipe", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_dry_run_at_its_true_size(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,7 +59,7 @@ def _tree(folder: Path, model: Path, run: str) -> dict:
 @pytest.mark.timeout(600)
 def test_nothing_of_a_megatron_checkpoint_is_run(tmp_path: Path) -> None:
     canary, log = tmp_path / "canary", tmp_path / "log"
-    write_model(tmp_path / "model")
+    write_model(tmp_path / "model", num_hidden_layers=2)
     write_pairs(tmp_path / "pairs.jsonl", 8)
     hf_to_megatron(tmp_path / "model", tmp_path / "megatron", progress=False)
     run_ranks(train_here, 1, _tree(tmp_path, tmp_path / "megatron", "run"))

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_cpu_passes_what_it_can_check(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, REPOSITORY / "tools" / "gpu_check.py", "--json", tmp_path / "found.json"],

@@ -22,10 +22,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_megatron_checkpoint_against_hugging_face_folder_on_a_page(world: Path) -> None:
+    """From pairs whose columns the command names."""
     hf_to_megatron(world / "tuned", world / "megatron", progress=False)
-    options = ["--reference", world / "base", "--pairs", world / "pairs.jsonl", "--json", "--out", world / "page.html"]
-    found = json.loads(printed("analyze", world / "megatron", *options, "--tensor", "2"))
+    files = ["--reference", world / "base", *_oddly_named(world), "--out", world / "page.html"]
+    found = json.loads(printed("analyze", world / "megatron", *files, "--json", "--tensor", "2"))
     assert [model["name"] for model in found["models"]] == ["reference", "megatron"]
     assert found["pairs"] == 4
     assert found["models"][0]["ches_rank_correlation"] is None
@@ -38,17 +40,25 @@ def test_megatron_checkpoint_against_hugging_face_folder_on_a_page(world: Path) 
     assert not re.search(r"(src|href)=\"(?!data:)|@import|url\(", page), "the page needs something beside itself"
 
 
-def test_columns_by_name(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def _oddly_named(world: Path) -> list[object]:
+    """The pairs under columns that say nothing, and the words that say what each is."""
     rows = [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()]
     odd = world / "odd.jsonl"
     odd.write_text(
         "".join(json.dumps({"User": r["prompt"], "A": r["chosen"], "B": r["rejected"]}) + "\n" for r in rows)
     )
-    refused(capsys, world / "base", "--pairs", odd)
-    mapped = ["--pairs", odd, "--columns", "prompt:User,chosen:A,rejected:B"]
+    return ["--pairs", odd, "--columns", "prompt:User,chosen:A,rejected:B"]
+
+
+def test_columns_need_names(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, world / "base", *_oddly_named(world)[:2])
+
+
+@pytest.mark.slow
+def test_columns_by_name(world: Path) -> None:
     given, named = (
         json.loads(printed("analyze", world / "base", *options, "--json"))["models"]
-        for options in (["--pairs", world / "pairs.jsonl"], mapped)
+        for options in (["--pairs", world / "pairs.jsonl"], _oddly_named(world))
     )
     assert named == given
 

@@ -9,6 +9,8 @@ import torch
 
 from megatron_dpop.analysis.displacement import rank_correlation
 from megatron_dpop.commands.main import run
+from megatron_dpop.data.files.rows import Location
+from megatron_dpop.data.inspection.scores import PairScore, read_pairs, read_scores, record_key, write_scores
 from tests.commands import printed
 from tests.distributed import leave_model_parallel, run_ranks
 from tests.tiny import write_model, write_pairs
@@ -59,7 +61,6 @@ def expected(world: Path) -> np.ndarray:
 def scored(world: Path, overrides: list[str]) -> list[tuple[float, float]]:
     """In this rank: both scores of each pair."""
     from megatron_dpop.analysis.scored_pairs import read_score_request, score_pairs
-    from megatron_dpop.data.files.rows import Location
     from megatron_dpop.data.templates import PromptFormat
     from megatron_dpop.data.tokenizer import load_tokenizer
     from megatron_dpop.runtime import processes
@@ -83,16 +84,32 @@ def test_scores_are_those_of_transformers(layout: str, world: Path, expected: np
     assert (np.abs(found - expected) / np.abs(expected).max(axis=0)).max() < RELATIVE
 
 
-def test_the_command_writes_scores_that_filter_the_rows(
-    world: Path, expected: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pairs, scores, near = world / "pairs.jsonl", tmp_path / "scores.jsonl", tmp_path / "near.jsonl"
+@pytest.mark.slow
+def test_the_command_writes_scores(world: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    pairs, scores = world / "pairs.jsonl", tmp_path / "scores.jsonl"
     options = ["--model", world / "model", "--scores", scores, "--json", "--precision.params", "fp32"]
     report = json.loads(printed("data", "inspect", pairs, *options, "--parallel.tensor", "2"))
     for name, values in zip(("ches", "ches_per_token"), expected.T, strict=True):
         assert report["ches"][name]["p50"] == pytest.approx(float(np.median(values)), rel=RELATIVE)
         written = [json.loads(line)[name] for line in scores.read_text().splitlines()]
         assert written == pytest.approx(values.tolist(), rel=1e-4)
+    assert list(read_scores(scores)) == [
+        record_key(pair) for _, pair in read_pairs(Location(str(pairs)), {}, plain=False)
+    ]
+
+
+def test_scores_filter_the_rows(
+    world: Path, expected: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs, scores, near = world / "pairs.jsonl", tmp_path / "scores.jsonl", tmp_path / "near.jsonl"
+    keyed = read_pairs(Location(str(pairs)), {}, plain=False)
+    write_scores(
+        scores,
+        (
+            PairScore(where, record_key(pair).hex(), ches, per_token, 1, 1)
+            for (where, pair), (ches, per_token) in zip(keyed, expected.tolist(), strict=True)
+        ),
+    )
     limit = float(np.median(expected[:, 1]))
     words = ["data", "filter", str(pairs), "--scores", str(scores), "--output", str(near)]
     assert run([*words, "--ches-below", str(limit)]) == 0

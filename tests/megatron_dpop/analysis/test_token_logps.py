@@ -71,7 +71,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [name if name in ("tp2", "cp2") else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+)
 def test_every_token_is_as_by_transformers(layout: str, world: Path) -> None:
     parallel, ranks = LAYOUTS[layout]
     arguments = ([world / "tuned"], world / "pairs.jsonl", str(world / "base"), words(**parallel))

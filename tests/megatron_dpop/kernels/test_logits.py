@@ -41,8 +41,7 @@ def test_gradient_of_a_tile(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out, expected.to(dtype), rtol=1e-5 if dtype is torch.float32 else 2**-7, atol=1e-6)
 
 
-@pytest.mark.parametrize("scores", [1, 70])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("scores", "dtype"), [(1, torch.bfloat16), (40, torch.float32), (33, torch.bfloat16)])
 def test_log_probabilities_are_those_of_plain_torch(scores: int, dtype: torch.dtype) -> None:
     """With padded rows, padded vocabulary, targets in every tile, and a gradient that is added to what is there."""
     torch.manual_seed(0)

@@ -52,7 +52,7 @@ OF_EXPERTS: dict[str, tuple[int, dict]] = {
     "expert": (2, {"parallel": {"expert": 2}}),
     "expert_tensor": (2, {"parallel": {"expert_tensor": 2}}),
 }
-QUICK = ("bf16", "full recomputation", "tensor", "lora")
+QUICK = ("bf16", "tensor")
 
 
 def _config(name: str) -> tuple[Config, Pairs, int]:

@@ -85,7 +85,7 @@ def _parameters_of_ranks(architecture: Architecture, choice: LayoutChoice) -> li
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "qwen-72b" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+    "name", [name if name == "small" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
 )
 def test_every_rank_of_64_holds_what_the_plan_says(name: str) -> None:
     architecture, choice = LAYOUTS[name]
@@ -113,6 +113,7 @@ def test_families_hold_what_the_plan_says_at_four_ranks(tmp_path: Path) -> None:
         assert of_ranks == planned, architecture.family
 
 
+@pytest.mark.slow
 def test_mixtures_hold_what_the_plan_says_at_four_ranks(tmp_path: Path) -> None:
     """Experts over ranks of their own, whole or cut; a shared expert with its gate; dense layers between, in chunks."""
     layouts = {

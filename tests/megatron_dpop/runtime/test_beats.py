@@ -127,6 +127,7 @@ def test_whoever_moves_or_has_said_so_is_left_alone(ranks: Ranks) -> None:
     assert not select.select(outputs, [], [], 0)[0], "something was said"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [("waits", "works", "waits")], indirect=True)
 def test_a_run_that_was_suspended_as_a_whole_goes_on(ranks: Ranks) -> None:
     for process in ranks.processes:

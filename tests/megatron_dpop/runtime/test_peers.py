@@ -52,6 +52,7 @@ def _pair(port: int) -> tuple[Node, Node]:
     return nodes
 
 
+@pytest.mark.slow
 def test_a_silent_node_is_named_by_the_other(host: tuple[subprocess.Popen[str], int]) -> None:
     here, other = _pair(host[1])
     time.sleep(1.5 * SILENT_SECONDS)
@@ -62,7 +63,9 @@ def test_a_silent_node_is_named_by_the_other(host: tuple[subprocess.Popen[str], 
     assert not other.lost
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "frozen"])
+@pytest.mark.parametrize(
+    "end", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)], ids=["dead", "frozen"]
+)
 def test_the_stores_host_is_missed_by_all(host: tuple[subprocess.Popen[str], int], end: signal.Signals) -> None:
     """A frozen host keeps its connections open: reading from its store does not return."""
     nodes = _pair(host[1])

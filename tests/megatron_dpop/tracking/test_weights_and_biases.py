@@ -63,9 +63,10 @@ def _train_offline_here(tree: dict[str, Any]) -> list[dict[str, Any]]:
     return train_here(tree)
 
 
+@pytest.mark.slow
 def test_a_run_and_what_resumes_it_are_one(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    write_model(tmp_path / "model")
+    write_model(tmp_path / "model", num_hidden_layers=2)
     write_pairs(tmp_path / "pairs.jsonl", 12)
     tree = write_config(
         tmp_path,

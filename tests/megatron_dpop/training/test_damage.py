@@ -58,7 +58,9 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("case", SPOILT)
+@pytest.mark.parametrize(
+    "case", ["content", *(pytest.param(name, marks=pytest.mark.slow) for name in SPOILT if name != "content")]
+)
 def test_a_damaged_checkpoint_is_passed_over_and_a_run_may_grow(world: Path, case: str) -> None:
     """From the checkpoint before, a longer run goes on as if it had never been interrupted, or shorter."""
     spoil, reason, ranks = SPOILT[case]

@@ -52,6 +52,7 @@ def _check(metrics: list[dict], expected: list[dict[str, float]], case: str) -> 
                 assert step[name] == pytest.approx(value, rel=RELATIVE, abs=1e-6), (case, name, step["step"])
 
 
+@pytest.mark.slow
 def test_one_rank_trains_like_plain_transformers(world: Path) -> None:
     cases = [(family, share) for family in FAST for share in (True, False)]
     trees = [_tree(world, family, "one", share=share) for family, share in cases]

@@ -33,7 +33,7 @@ SHAPE = {
 BF16, FP8 = 0.01, 0.1
 
 CASES = {
-    "bf16 on the CPU": ("cpu", {}, BF16, ()),
+    "bf16 on the CPU": ("cpu", {}, BF16, (pytest.mark.slow,)),
     "bf16": ("cuda", {}, BF16, gpu),
     "FP8, tensorwise": ("cuda", {"precision": {"fp8": "tensorwise"}}, FP8, gpu),
     "FP8, tensorwise, ends in bf16": ("cuda", {"precision": {"fp8": "tensorwise", "bf16_end_layers": 1}}, FP8, gpu),
@@ -146,7 +146,7 @@ def test_adapters_train_as_in_fp32(world: Path) -> None:
 @pytest.mark.parametrize(
     ("device", "sections"),
     [
-        pytest.param("cpu", {}, id="on the CPU"),
+        pytest.param("cpu", {}, id="on the CPU", marks=pytest.mark.slow),
         pytest.param("cuda", {}, id="plain", marks=gpu),
         pytest.param("cuda", {"optimizer": {"state": "bf16"}}, id="moments in bf16", marks=gpu),
         pytest.param("cuda", {"optimizer": {"offload": True}}, id="optimizer offloaded", marks=gpu),

@@ -13,6 +13,8 @@ from tests.distributed import leave_model_parallel, run_ranks
 from tests.tiny import write_config, write_model, write_pairs
 from tests.training import train_all, train_here
 
+pytestmark = pytest.mark.slow
+
 STEPS = 18
 EVERY = 2  # steps of a checkpoint
 
@@ -21,7 +23,7 @@ EVERY = 2  # steps of a checkpoint
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of DPO and DPOP from one fine-tuned model over the same pairs."""
     folder = tmp_path_factory.mktemp("health")
-    write_model(folder / "model")
+    write_model(folder / "model", num_hidden_layers=2)
     write_pairs(folder / "pairs.jsonl", 24)
     sft = write_config(
         folder,
@@ -117,7 +119,6 @@ def test_a_reference_of_another_precision_is_seen_at_step_0(world: Path) -> None
     assert seen == [[], ["reference_drift"]]
 
 
-@pytest.mark.slow
 def test_the_command_ends_with_a_code_of_its_own_and_one_line(world: Path) -> None:
     (world / "config.yaml").write_text(yaml.safe_dump(_tree(world, "dpo", "command", stop_on=["any"])))
     command = [sys.executable, "-m", "megatron_dpop", "train", str(world / "config.yaml"), "--parallel.tensor", "2"]

@@ -115,6 +115,7 @@ def _begin_anew(world: Path) -> None:
     write_pairs(world / "pairs.jsonl", 12, seed=5)
 
 
+@pytest.mark.slow
 def test_a_run_made_anew_exports_anew(world: Path) -> None:
     tree = _tree(world)
     run = world / "run"
@@ -163,6 +164,7 @@ def _touch(folder: Path) -> None:
         os.utime(path, ns=(1, 1))
 
 
+@pytest.mark.slow
 def test_policy_and_reference_may_have_one_name_and_new_times(world: Path) -> None:
     reference = {"reference": {"model": str(world / "models" / "b" / "hf")}}
     tree, own = _tree(world) | reference, _tree(world, run="own")
@@ -174,6 +176,7 @@ def test_policy_and_reference_may_have_one_name_and_new_times(world: Path) -> No
     assert len(list((world / "run" / "initial").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_kept_reference_of_weights_that_differ_in_one_bit_is_refused(world: Path) -> None:
     """The bit stands where a sample of the first and last MiB of its file would not see it."""
     policy = write_model(world / "policy", num_hidden_layers=2, vocab_size=40_001)

@@ -80,6 +80,7 @@ def test_one_rank_trains_like_peft(world: Path, expected: list[dict[str, float]]
     assert abs(losses[2] - losses[0]) > 0.01  # the adapters have learnt something
 
 
+@pytest.mark.slow
 def test_two_ranks_train_like_peft_at_every_layout(world: Path, expected: list[dict[str, float]]) -> None:
     trees = {name: _tree(world, name, parallel=parallel) for name, parallel in TWO_RANKS.items()}
     trees["dp2_replicated"] = _tree(world, "dp2_replicated", optimizer={"distributed": False})
@@ -136,6 +137,7 @@ def test_a_checkpoint_holds_the_adapters_and_their_optimizer_state_alone(trained
     assert tensors == {f"{state}{name}" for state in states for name in stacked}
 
 
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_the_layout(trained: tuple[dict, list[Share]]) -> None:
     """From the adapters that one rank trained: their checkpoint is cut anew, and B is no longer zero."""
     tree, [one] = trained

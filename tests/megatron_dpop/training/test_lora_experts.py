@@ -82,6 +82,7 @@ def _check(metrics: list[dict], expected: list[dict[str, float]], case: str) -> 
                 assert step[name] == pytest.approx(value, rel=RELATIVE, abs=1e-6), (case, name, step["step"])
 
 
+@pytest.mark.slow
 def test_one_rank_trains_as_by_hand(world: Path, expected: dict[str, list[dict[str, float]]]) -> None:
     trees = [_tree(world, family, "one") for family in FAMILIES]
     for family, metrics in zip(FAMILIES, run_ranks(train_all, 1, trees)[0], strict=True):
@@ -109,7 +110,14 @@ def _merged_by_hand(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.mark.parametrize("targets", [ATTENTION, [*ATTENTION, "linear_fc1", "linear_fc2"]], ids=["attention", "all"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "targets",
+    [
+        pytest.param(ATTENTION, id="attention"),
+        pytest.param([*ATTENTION, "linear_fc1", "linear_fc2"], id="all"),
+    ],
+)
 def test_exports_are_merged_to_the_bit_and_loaded_by_peft(targets: list[str], world: Path) -> None:
     """PEFT's own loading of the adapter, which stacks experts' factors as transformers stacks experts."""
     families = (*FAMILIES, OF_PEFT[1])

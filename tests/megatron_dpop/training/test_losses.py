@@ -45,9 +45,9 @@ CASES = {
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("losses")
-    write_model(folder / "model")
+    write_model(folder / "model", num_hidden_layers=2)
     # Random text is less probable under this reference than under the policy: KTO's KL term is above zero.
-    write_model(folder / "sharper")
+    write_model(folder / "sharper", num_hidden_layers=2)
     weights = load_file(folder / "sharper" / "model.safetensors")
     weights["lm_head.weight"] *= 1.3
     save_file(weights, folder / "sharper" / "model.safetensors", metadata={"format": "pt"})

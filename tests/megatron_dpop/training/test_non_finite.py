@@ -25,8 +25,8 @@ BAD_TOKEN = 94  # w89 of the tokenizer in tests/tiny.py
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("non_finite")
-    write_model(folder / "sound")
-    write_model(folder / "broken")
+    write_model(folder / "sound", num_hidden_layers=2)
+    write_model(folder / "broken", num_hidden_layers=2)
     weights = load_file(folder / "broken" / "model.safetensors")
     weights["model.embed_tokens.weight"][BAD_TOKEN] = torch.nan
     save_file(weights, folder / "broken" / "model.safetensors", metadata={"format": "pt"})

@@ -35,6 +35,7 @@ def _trained(tree: dict, bucket_entries: int | None) -> list[dict]:
         ("untied", {}, 2, 6000),
     ],
 )
+@pytest.mark.slow
 def test_overlap_changes_nothing(
     world: Path, model: str, parallel: dict[str, int], ranks: int, bucket_entries: int | None
 ) -> None:

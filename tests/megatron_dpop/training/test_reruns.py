@@ -14,7 +14,7 @@ RANKS, STEPS = 2, 4
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_and_pairs(tmp_path_factory.mktemp("reruns"), 12)
+    return model_and_pairs(tmp_path_factory.mktemp("reruns"), 12, num_hidden_layers=2)
 
 
 def _tree(world: Path, run: str, *, rerun: str | None) -> dict[str, Any]:
@@ -44,6 +44,7 @@ def _faulty_here(tree: dict[str, Any]) -> list[dict[str, Any]]:
     return train_here(tree)
 
 
+@pytest.mark.slow
 def test_what_is_told_and_that_training_goes_on_as_without(world: Path) -> None:
     expected = _values(run_ranks(train_here, RANKS, _tree(world, "plain", rerun=None))[0])
     assert not (world / "plain" / "rejected_results.log").exists()

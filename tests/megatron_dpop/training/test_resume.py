@@ -16,7 +16,7 @@ EVERY = 3
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
-    write_model(folder / "model", dtype="bfloat16")
+    write_model(folder / "model", dtype="bfloat16", num_hidden_layers=2)
     write_pairs(folder / "pairs.jsonl", 20)
     write_pairs(folder / "held_out.jsonl", 5, seed=1)
     return folder
@@ -45,6 +45,7 @@ def _lines(run: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "ranks"), [({}, 1), ({"tensor": 2}, 2)], ids=["tp1", "tp2"])
 def test_a_killed_run_repeats_an_uninterrupted_one(world: Path, layout: dict, ranks: int) -> None:
     uninterrupted = run_ranks(train_here, ranks, _tree(world, f"whole_{ranks}", **layout))[0]
@@ -82,7 +83,7 @@ def test_the_weights_that_were_saved_are_those_that_were_trained(world: Path) ->
         assert line["logps/chosen"] == pytest.approx(wanted["logps/chosen"], rel=5e-3)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_a_whole_optimizer_goes_on_as_a_sharded_one_does(world: Path, precision: str) -> None:
     tree = _tree(world, f"whole_optimizer_{precision}")
     tree |= {"precision": {"params": precision}, "optimizer": {**tree["optimizer"], "distributed": False}}

@@ -59,6 +59,7 @@ def _chosen(folder: Path, tree: dict) -> np.ndarray:
     return np.array([[layer.tolist() for layer in layers] for layers in found]).swapaxes(0, 1)
 
 
+@pytest.mark.slow
 def test_agreement_is_plain_transformers(world: Path) -> None:
     for family, layers in FAMILIES.items():
         tree = _tree(world, family, "one")
@@ -98,6 +99,7 @@ def tables_here(tree: dict, kept: Path) -> tuple[list[float], list[float], str]:
     return shares[0], shares[1], without.said
 
 
+@pytest.mark.slow
 def test_routes_are_kept_with_the_reference(world: Path) -> None:
     tree = _tree(world, "mixtral", "kept", data={"validation": []}, checkpoint={"export_hf": False})
     [(first, again, said)] = run_ranks(tables_here, 1, tree, world / "cache" / "train.safetensors")

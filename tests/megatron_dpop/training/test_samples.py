@@ -31,9 +31,8 @@ def greedy(folder: Path, prompt: str) -> str:
     return tokenizer.decode(written[0, ids.shape[1] :].tolist(), clean_up_tokenization_spaces=False)
 
 
-@pytest.mark.parametrize(
-    "layout", ["tensor", *(pytest.param(name, marks=pytest.mark.slow) for name in list(LAYOUTS)[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_answers_are_those_of_transformers(layout: str, tmp_path: Path) -> None:
     parallel, count = LAYOUTS[layout]
     model = write_model(tmp_path / "model")

@@ -20,7 +20,7 @@ STEPS = 6
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stop")
-    write_model(folder / "model", dtype="bfloat16")
+    write_model(folder / "model", dtype="bfloat16", num_hidden_layers=2)
     write_pairs(folder / "pairs.jsonl", 30)
     return folder
 
@@ -75,7 +75,7 @@ def _comparable(metrics: list[dict]) -> list[dict]:
     return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in metrics]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_rank_stops_all_at_one_step(world: Path, rank: int) -> None:
     uninterrupted = run_ranks(train_here, 2, _tree(world, f"whole_{rank}"))[0]
     tree = _tree(world, f"stopped_{rank}")
@@ -91,6 +91,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(world: Path, rank: int) -> N
     assert _comparable(run_ranks(train_here, 2, tree)[0]) == _comparable(uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_reference_pass_keeps_what_was_computed(world: Path) -> None:
     from megatron_dpop.training.reference import read_reference
 

@@ -15,7 +15,7 @@ Result = tuple[list[list[int]], dict[str, np.ndarray], list[float]]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_and_pairs(tmp_path_factory.mktemp("uneven"), 11)
+    return model_and_pairs(tmp_path_factory.mktemp("uneven"), 11, num_hidden_layers=2)
 
 
 def _trees(world: Path, ranks: int) -> list[dict]:
@@ -86,6 +86,7 @@ def _updated(tree: dict) -> Result:
     return rows, weights, losses
 
 
+@pytest.mark.slow
 def test_update_does_not_depend_on_the_data_parallel_size(world: Path) -> None:
     by_ranks = {ranks: run_ranks(updated_here, ranks, _trees(world, ranks)) for ranks in (1, 2, 4)}
     for at in range(2):

@@ -13,6 +13,7 @@ from megatron_dpop.data.makers.corrupt import Corruption, corrupt, final_answer
 from megatron_dpop.data.makers.gsm_symbolic import make_gsm_symbolic, problems
 
 
+@pytest.mark.slow
 def test_ten_thousand_problems_yield_pairs() -> None:
     made = large = 0
     for index, (_, answer) in enumerate(islice(problems(7), 10_000)):
