@@ -121,7 +121,9 @@ def _make_what_it_takes_for_granted(line: str, place: Path, walk: Walk) -> None:
         for name, source in (("dpop", "first"), ("dpo", "dpo")):
             shutil.copytree(runs / source, runs / "quickstart" / name)
         (runs / "quickstart" / "model").symlink_to(place / "my-model")
-        shutil.copytree(place / "pairs", runs / "quickstart" / "pairs")
+        (runs / "quickstart" / "pairs").mkdir()
+        for name, split in (("pairs", "train"), ("held_out", "validation")):
+            shutil.copy(place / f"{name}.jsonl", runs / "quickstart" / "pairs" / f"{split}.jsonl")
     if is_missing("dpop"):
         shutil.copytree(runs / "first", runs / "dpop")
     if is_missing("lora"):
