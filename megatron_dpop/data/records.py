@@ -209,23 +209,26 @@ def text_of_content(content: str | list[dict[str, Any]] | None) -> str:
 
 def check_record(record: Record, names: Sequence[str]) -> Record:
     """The record itself, if it is fit to train on; `names` are the fields that its completions came from."""
-    if isinstance(record.prompt, str):
-        if not record.prompt.strip():
-            raise BadRowError("`prompt` is empty")
-    else:
+    if _says_nothing(record.prompt):
+        raise BadRowError("`prompt` is empty")
+    if not isinstance(record.prompt, str):
         _check_order(record.prompt)
     first_of: dict[str, str] = {}
     for completion, name in zip(record.completions, names, strict=True):
-        if isinstance(completion, str):
-            if not completion.strip():
-                raise BadRowError(f"`{name}` is empty; a completion needs text")
-        else:
+        if _says_nothing(completion):
+            raise BadRowError(f"`{name}` is empty; a completion needs text")
+        if not isinstance(completion, str):
             _check_answer(completion, name)
         key = identity(completion)
         if key in first_of:
             raise BadRowError(f"`{first_of[key]}` and `{name}` are identical; a preference needs a difference")
         first_of[key] = name
     return record
+
+
+def _says_nothing(text: Prompt | Completion) -> bool:
+    """True for blank text and for no message at all; what messages say is for others to check."""
+    return not (text.strip() if isinstance(text, str) else text)
 
 
 def _check_answer(messages: tuple[Message, ...], name: str) -> None:

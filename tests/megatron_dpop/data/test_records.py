@@ -86,6 +86,15 @@ def test_what_no_template_can_write_is_named(message: dict[str, Any], problem: s
         messages_of([message], "x")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "answer", "problem"),
+    [((), "x", "`prompt` is empty"), (" ", "x", "`prompt` is empty"), ("x", (), "`response` is empty; a completion")],
+)
+def test_no_message_at_all_is_as_empty_as_no_text(prompt: Any, answer: Any, problem: str) -> None:
+    with pytest.raises(BadRowError, match=problem):
+        check_record(Record(prompt, (answer,), (True,)), ("response",))
+
+
 def test_tools_and_arguments_are_read_as_objects_or_as_json_text() -> None:
     tool = {"type": "function", "function": {"name": "f"}}
     assert tools_of([tool]) == tools_of('[{"type": "function", "function": {"name": "f"}}]') == (tool,)
