@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from dpop_base.checkpoint_names import iteration_name
@@ -71,6 +72,7 @@ def _try_flips(tree: dict[str, Any]) -> tuple[int, int]:
     return refused, FLIPS - refused
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_or_without_effect(tmp_path: Path) -> None:
     folder = model_and_pairs(tmp_path, 8)
     run = {"dir": str(tmp_path / "run")}

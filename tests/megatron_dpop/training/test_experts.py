@@ -67,6 +67,7 @@ def expected(world: Path) -> dict[str, list[dict[str, float]]]:
     return {family: reference_run(_tree(world, family, "")) for family in FAMILIES}
 
 
+@pytest.mark.slow
 def test_one_rank_trains_like_plain_transformers(world: Path, expected: dict[str, list[dict[str, float]]]) -> None:
     cases = [(family, share) for family in FAMILIES for share in (True, False)]
     trees = [_tree(world, family, "one", share=share) for family, share in cases]

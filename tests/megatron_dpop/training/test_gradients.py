@@ -110,7 +110,15 @@ LAYOUTS: dict[int, list[Layout]] = {
 }
 
 
-@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=EXHAUSTIVE)])
+@pytest.mark.parametrize(
+    "ranks",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        2,
+        pytest.param(4, marks=pytest.mark.slow),
+        pytest.param(8, marks=EXHAUSTIVE),
+    ],
+)
 def test_loss_and_gradients_do_not_depend_on_the_layout(
     ranks: int, world: Path, expected: dict[str, tuple[str, float, Arrays]]
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_finished_run_changes_nothing_when_started_again(world: Path) -> None:
     assert _comparable(run_ranks(train_here, 1, tree)[0]) == _comparable(first)
 
 
+@pytest.mark.slow
 def test_the_weights_that_were_saved_are_those_that_were_trained(world: Path) -> None:
     """The same data after a save and a load must give the next step's loss, at another layout too."""
     tree = _tree(world, "moved")

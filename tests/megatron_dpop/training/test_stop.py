@@ -75,7 +75,8 @@ def _comparable(metrics: list[dict]) -> list[dict]:
     return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in metrics]
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_stops_all_at_one_step(world: Path, rank: int) -> None:
     uninterrupted = run_ranks(train_here, 2, _tree(world, f"whole_{rank}"))[0]
     tree = _tree(world, f"stopped_{rank}")
