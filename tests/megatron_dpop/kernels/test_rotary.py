@@ -13,8 +13,8 @@ from tests.megatron_dpop.kernels.interpreted import interpreted
 
 pytestmark = interpreted
 
-TREES = [(2, 1, 2), (1, 2), (1,)]
-TOKENS = 11  # two of padding
+TREES = [(2, 1, 2), (1, 1, 1, 1), (1,)]
+TOKENS = 12  # two of padding
 
 
 def _case(

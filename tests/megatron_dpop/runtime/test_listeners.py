@@ -16,6 +16,8 @@ import torch.distributed as dist
 from tests.commands import start, write_world
 from tests.processes import Listener, descendants, listeners
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 
 
@@ -85,14 +87,12 @@ def _attack(listener: Listener, launcher: int, trap: Path) -> None:
         return
 
 
-@pytest.mark.slow
 def test_nobody_listens_outside_loopback(seen: Seen) -> None:
     assert seen.code == 0, seen.output
     assert seen.listeners, "the ranks of a run listen somewhere; this test looked at the wrong processes"
     assert not {listener for listener in seen.listeners if not listener.on_loopback}
 
 
-@pytest.mark.slow
 def test_what_a_stranger_sends_is_not_run_and_ends_nothing(seen: Seen) -> None:
     assert not seen.executed
     assert seen.code == 0, seen.output

@@ -16,6 +16,8 @@ from tests.megatron_dpop.training.reference_run import reference_run
 from tests.tiny import write_config, write_pairs
 from tests.training import train_all, train_here
 
+pytestmark = pytest.mark.slow
+
 RELATIVE = 1e-4
 FAST = ("gemma3", "smollm3-window")
 FAMILIES = (*FAST, "glm4", "granite", "phi3", "phi4-mini", "ernie4.5", "seed-oss", "qwen2-late-window", "qwen2-yarn")
@@ -52,7 +54,6 @@ def _check(metrics: list[dict], expected: list[dict[str, float]], case: str) -> 
                 assert step[name] == pytest.approx(value, rel=RELATIVE, abs=1e-6), (case, name, step["step"])
 
 
-@pytest.mark.slow
 def test_one_rank_trains_like_plain_transformers(world: Path) -> None:
     cases = [(family, share) for family in FAST for share in (True, False)]
     trees = [_tree(world, family, "one", share=share) for family, share in cases]
@@ -66,7 +67,6 @@ def expected(world: Path) -> dict[str, list[dict[str, float]]]:
     return {family: reference_run(_tree(world, family, "")) for family in FAMILIES}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_family_at_two_ranks(layout: str, world: Path, expected: dict[str, list[dict[str, float]]]) -> None:
     trees = [_tree(world, family, layout, **LAYOUTS[layout]) for family in FAMILIES]
@@ -74,7 +74,6 @@ def test_every_family_at_two_ranks(layout: str, world: Path, expected: dict[str,
         _check(metrics, expected[family], f"{family} at {layout}")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["phi3", "gemma3"])
 def test_adapters_train_like_peft(family: str, world: Path) -> None:
     """Phi-3's fused linears are one module each of PEFT's; Gemma's norms stand after what the adapters add."""

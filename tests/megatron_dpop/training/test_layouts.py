@@ -55,9 +55,7 @@ def test_layout_trains_like_the_plain_reference(
     layout: str, world: Path, expected: dict[str, list[dict[str, float]]]
 ) -> None:
     parallel, ranks = LAYOUTS[layout]
-    # Prefixes that are not shared meet every layout in test_gradients.py.
-    shares = (True, False) if layout in ("tp1", "cp2") else (True,)
-    trees = [_tree(world, layout, share=share, **parallel) for share in shares]
+    trees = [_tree(world, layout, share=share, **parallel) for share in (True, False)]
     if layout == "tp2_sequence":
         trees += [_tree(world, layout, loss=loss, **parallel) for loss in ("dpo", "ipo")]
     for tree, metrics in zip(trees, run_ranks(train_all, ranks, trees)[0], strict=True):

@@ -111,13 +111,7 @@ def _merged_by_hand(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "targets",
-    [
-        pytest.param(ATTENTION, id="attention"),
-        pytest.param([*ATTENTION, "linear_fc1", "linear_fc2"], id="all"),
-    ],
-)
+@pytest.mark.parametrize("targets", [ATTENTION, [*ATTENTION, "linear_fc1", "linear_fc2"]], ids=["attention", "all"])
 def test_exports_are_merged_to_the_bit_and_loaded_by_peft(targets: list[str], world: Path) -> None:
     """PEFT's own loading of the adapter, which stacks experts' factors as transformers stacks experts."""
     families = (*FAMILIES, OF_PEFT[1])

@@ -9,6 +9,8 @@ from tests.distributed import run_ranks
 from tests.tiny import write_config, write_model, write_pairs
 from tests.training import train_here
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -35,7 +37,6 @@ def _trained(tree: dict, bucket_entries: int | None) -> list[dict]:
         ("untied", {}, 2, 6000),
     ],
 )
-@pytest.mark.slow
 def test_overlap_changes_nothing(
     world: Path, model: str, parallel: dict[str, int], ranks: int, bucket_entries: int | None
 ) -> None:

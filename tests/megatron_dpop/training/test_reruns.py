@@ -9,6 +9,8 @@ from tests.distributed import run_ranks
 from tests.tiny import model_and_pairs, write_config
 from tests.training import train_here
 
+pytestmark = pytest.mark.slow
+
 RANKS, STEPS = 2, 4
 
 
@@ -44,7 +46,6 @@ def _faulty_here(tree: dict[str, Any]) -> list[dict[str, Any]]:
     return train_here(tree)
 
 
-@pytest.mark.slow
 def test_what_is_told_and_that_training_goes_on_as_without(world: Path) -> None:
     expected = _values(run_ranks(train_here, RANKS, _tree(world, "plain", rerun=None))[0])
     assert not (world / "plain" / "rejected_results.log").exists()

@@ -25,13 +25,15 @@ from tests.megatron_dpop.training.reference_run import completion_logps, example
 from tests.tiny import write_config, write_pairs
 from tests.training import run_here, train_all
 
+pytestmark = pytest.mark.slow
+
 RELATIVE = 1e-5
 PAIRS, BATCH = 11, 6
 WEIGHTS = {"balance_loss": 2.0, "z_loss": 0.5}
 FAMILIES = {"qwen3-moe-dense-between": (1, 3), "qwen2-moe": (0, 1, 2, 3)}  # and their layers with experts
 FULL = {"train": {"recompute": "full"}}
 LAYOUTS: dict[int, list[dict[str, Any]]] = {
-    1: [{}, {"data": {"share_prefix": False}, **FULL}],
+    1: [{}, {"data": {"share_prefix": False}}, FULL],
     2: [
         {"parallel": {"tensor": 2, "expert": 2}},
         {"parallel": {"context": 2, "expert": 2}, **FULL},
@@ -96,7 +98,6 @@ def _check_names(written: set[str]) -> None:
     assert of_experts == {metric.key for metric in METRICS if metric.key.startswith("moe/")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=EXHAUSTIVE)])
 def test_losses_and_gradients_are_the_transcriptions_at_every_layout(ranks: int, world: Path) -> None:
     for family, layers in FAMILIES.items():
@@ -116,7 +117,6 @@ def test_losses_and_gradients_are_the_transcriptions_at_every_layout(ranks: int,
                 np.testing.assert_allclose(found[name], wanted, rtol=0, atol=atol, err_msg=f"{family} {layout} {name}")
 
 
-@pytest.mark.slow
 def test_frozen_routers_stay_as_they_are(world: Path) -> None:
     """No gradient, no optimizer state, counted by the plan; the run goes on as the undisturbed one."""
     tree = _tree(

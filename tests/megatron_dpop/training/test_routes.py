@@ -13,6 +13,8 @@ from tests.megatron_dpop.training.reference_run import read_pairs
 from tests.tiny import write_config, write_pairs
 from tests.training import run_here
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = {"qwen3-moe-dense-between": (1, 3), "mixtral": (0, 1, 2, 3)}  # and their layers with experts
 PAIRS = 11
 NAME = "moe/route_agreement"
@@ -59,7 +61,6 @@ def _chosen(folder: Path, tree: dict) -> np.ndarray:
     return np.array([[layer.tolist() for layer in layers] for layers in found]).swapaxes(0, 1)
 
 
-@pytest.mark.slow
 def test_agreement_is_plain_transformers(world: Path) -> None:
     for family, layers in FAMILIES.items():
         tree = _tree(world, family, "one")
@@ -73,7 +74,6 @@ def test_agreement_is_plain_transformers(world: Path) -> None:
         assert last == {NAME: same.mean()} | {f"{NAME}/{layer}": same[at].mean() for at, layer in enumerate(layers)}
 
 
-@pytest.mark.slow
 def test_agreement_does_not_depend_on_the_layout(world: Path) -> None:
     family = "qwen3-moe-dense-between"
     (one,) = run_ranks(run_here, 1, _tree(world, family, "whole"))[0]
@@ -99,7 +99,6 @@ def tables_here(tree: dict, kept: Path) -> tuple[list[float], list[float], str]:
     return shares[0], shares[1], without.said
 
 
-@pytest.mark.slow
 def test_routes_are_kept_with_the_reference(world: Path) -> None:
     tree = _tree(world, "mixtral", "kept", data={"validation": []}, checkpoint={"export_hf": False})
     [(first, again, said)] = run_ranks(tables_here, 1, tree, world / "cache" / "train.safetensors")

@@ -14,6 +14,8 @@ from tests.distributed import leave_model_parallel, run_ranks
 from tests.tiny import write_config, write_model, write_pairs
 from tests.training import train_here
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 
 
@@ -75,7 +77,6 @@ def _comparable(metrics: list[dict]) -> list[dict]:
     return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in metrics]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_stops_all_at_one_step(world: Path, rank: int) -> None:
     uninterrupted = run_ranks(train_here, 2, _tree(world, f"whole_{rank}"))[0]
@@ -92,7 +93,6 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(world: Path, rank: int) -> N
     assert _comparable(run_ranks(train_here, 2, tree)[0]) == _comparable(uninterrupted)
 
 
-@pytest.mark.slow
 def test_a_stop_in_the_reference_pass_keeps_what_was_computed(world: Path) -> None:
     from megatron_dpop.training.reference import read_reference
 
