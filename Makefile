@@ -66,7 +66,7 @@ endif
 	@touch $@
 
 quickstart: .venv/.quickstart
-	.venv/bin/python examples/quickstart/run.py --run $(RUN) --uv $(UV) $(if $(MODEL),--model $(MODEL))
+	.venv/bin/python examples/quickstart/run.py --run $(RUN) $(if $(MODEL),--model $(MODEL))
 
 # Two processes, a file of tests each at a time: many tests wait for one process of theirs. In the order of the files:
 # by their numbers of tests, those with one long test would come last, and leave a core idle.

@@ -23,7 +23,6 @@ if __name__ == "__main__":
     parser.add_argument("--loss", nargs="+", choices=list(PAIR_LOSSES), default=list(PAIR_LOSSES), metavar="NAME")
     parser.add_argument("--root", type=Path, default=Path("runs/arithmetic"), help="folder of everything that is made")
     parser.add_argument("--workers", type=int, default=2, help="trials at once, each on one core")
-    parser.add_argument("--uv", default="uv", help="the uv command, which fetches the model's package")
     given = parser.parse_args()
     results = Results(given.root / "results.jsonl")
-    run_trials(trials(given.loss), lay_out(given.root, given.uv), results, workers=given.workers)
+    run_trials(trials(given.loss), lay_out(given.root), results, workers=given.workers)

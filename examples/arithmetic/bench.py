@@ -51,7 +51,7 @@ def keep_finished(running: set[Future[Line]], trials: Sequence[Trial], results: 
     return others
 
 
-def lay_out(root: Path, uv: str) -> Stage:
+def lay_out(root: Path) -> Stage:
     stage = Stage(root)
-    stage.prepare(uv)
+    stage.prepare()
     return stage

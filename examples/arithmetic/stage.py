@@ -50,11 +50,11 @@ class Stage:
         sizes = {"held-out": HELD_OUT, "own": OWN, "pairs": TRAIN_PAIRS, "taught": TAUGHT}
         return {name: list(islice(drawn, size)) for name, size in sizes.items()}
 
-    def prepare(self, uv: str) -> None:
+    def prepare(self) -> None:
         """Does what is not done yet."""
         self.write_data()
         if not self.model.exists():
-            fetch_smollm2(self.root / "model", uv)
+            fetch_smollm2(self.root / "model")
             self._teach()
             hf_to_megatron(self.transformers_model, self.model, progress=False)
 

