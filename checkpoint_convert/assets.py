@@ -1,6 +1,7 @@
 """Everything of a model but its weights: config, generation config, tokenizer, licence, remote code."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,21 @@ def copy_files(source: Path, target: Path) -> None:
             write_bytes(target / path.name, read_asset(path, source))
     for path in sorted((source / CHAT_TEMPLATES).glob("*.jinja")):
         write_bytes(target / CHAT_TEMPLATES / path.name, read_asset(path, source))
+
+
+def left_behind(source: Path, converted: Iterable[Path]) -> list[str]:
+    """
+    Names what is neither copied nor among the `converted` files of weights; folders with a slash. Hidden ones and the
+    indexes of weights are not named.
+    """
+    known = {CHAT_TEMPLATES, *(path.name for path in converted)}
+    return [
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in sorted(source.iterdir())
+        if path.name not in known
+        and not path.name.startswith(".")
+        and (path.is_dir() or (path.name.endswith(WEIGHT_SUFFIXES) and not path.name.endswith(".index.json")))
+    ]
 
 
 def read_asset(path: Path, folder: Path) -> bytes:

@@ -1,15 +1,16 @@
 """Converts a Hugging Face folder to a Megatron `torch_dist` checkpoint, without building the model."""
 
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from checkpoint_convert.assets import copy_assets
+from checkpoint_convert.assets import copy_assets, left_behind
 from checkpoint_convert.conversion.conversion import Conversion
 from checkpoint_convert.conversion.convert import convert
 from checkpoint_convert.conversion.journal import Journal
-from checkpoint_convert.conversion.match import check_all_used, common_dtype
+from checkpoint_convert.conversion.match import check_all_used, common_dtype, some_of
 from checkpoint_convert.conversion.plan import OutputFile, Piece, cut, group, main_dtype, target_file_bytes
 from checkpoint_convert.conversion.run import default_workers
 from checkpoint_convert.fused_experts import split_fused_experts
@@ -63,6 +64,8 @@ def hf_to_megatron(
             workers=workers,
             progress=progress,
         )
+        if progress and (left := left_behind(source, tensors.files())):
+            print(f"{source}: neither converted nor copied: {some_of(left)}", file=sys.stderr)
     finally:
         tensors.close()
 

@@ -25,16 +25,16 @@ def check_all_used(
     wrong = sorted(name for name in set(shapes) & set(tensors) if tensors[name].shape != shapes[name])
     problems = []
     if missing:
-        problems.append(f"lacks {_some(missing)}")
+        problems.append(f"lacks {some_of(missing)}")
     if unused:
-        problems.append(f"holds {_some(unused)}, which the architecture has no place for")
+        problems.append(f"holds {some_of(unused)}, which the architecture has no place for")
     if wrong:
         shown = [f"{n} {list(tensors[n].shape)} instead of {list(shapes[n])}" for n in wrong]
-        problems.append(f"has other shapes than config.json says: {_some(shown)}")
+        problems.append(f"has other shapes than config.json says: {some_of(shown)}")
     odd = sorted(n for n in set(shapes) & set(tensors) if tensors[n].dtype not in ITEM_BYTES)
     if odd:
         shown = [f"{name} in {tensors[name].dtype}" for name in odd]
-        problems.append(f"stores {_some(shown)} where only {', '.join(ITEM_BYTES)} can be converted")
+        problems.append(f"stores {some_of(shown)} where only {', '.join(ITEM_BYTES)} can be converted")
     if problems:
         raise UserError(f"{folder}: {'; it '.join(problems)}; check that config.json belongs to these weights")
 
@@ -50,6 +50,7 @@ def common_dtype(names: Iterable[str], tensors: dict[str, TensorInfo], requested
     return next(iter(dtypes))
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
+    """Returns the first names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

@@ -106,3 +106,22 @@ def test_the_wrong_direction_is_explained(tmp_path: Path, capsys: pytest.Capture
     assert run(["hf-to-megatron", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_neither_converted_nor_copied_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As published folders have it: the first release's weights, other formats, and hidden files that nobody misses."""
+    source = tmp_path / "hf"
+    save_small("qwen2", source)
+    convert = ["hf-to-megatron", str(source)]
+    assert run([*convert, str(tmp_path / "whole"), "--quiet"]) == 0
+    assert run([*convert, str(tmp_path / "plain")]) == 0
+    assert "nor copied" not in capsys.readouterr().err
+
+    for name in ("original", "onnx", ".cache", "additional_chat_templates"):
+        (source / name).mkdir()
+    for name in ("README.md", ".gitattributes", "training_args.bin", "pytorch_model.bin.index.json"):
+        (source / name).write_text("{}")
+    assert run([*convert, str(tmp_path / "named")]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "nor copied" in line]
+    assert line == f"{source}: neither converted nor copied: onnx/, original/, training_args.bin"
+    assert (tmp_path / "named" / "huggingface" / "README.md").is_file()
